@@ -1,0 +1,13 @@
+"""cosloss: cosine-similarity training losses whose gradients are derived by hand and checked."""
+
+from cosloss.functional import cosine_embedding_loss, cosine_similarity, nt_xent_loss
+from cosloss.losses import CosineEmbeddingLoss, CosineSimilarity, NTXentLoss
+
+__all__ = [
+    "CosineEmbeddingLoss",
+    "CosineSimilarity",
+    "NTXentLoss",
+    "cosine_embedding_loss",
+    "cosine_similarity",
+    "nt_xent_loss",
+]

@@ -1,0 +1,1 @@
+"""Lightning callbacks that check a loss's gradient while it trains."""

@@ -1,0 +1,48 @@
+"""Argument checks and the reduction: each says what was received and what to do."""
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless reduction is one of REDUCTIONS."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Raise TypeError for anything that is not a real floating-point tensor."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must have a real floating-point dtype; got {tensor.dtype}")
+
+
+def check_views(z1: Tensor, z2: Tensor) -> None:
+    """Raise unless z1 and z2 are two floating-point views of the same N >= 1 items, (N, D)."""
+    check_floating(z1=z1, z2=z2)
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise ValueError(
+            "z1 and z2 must both have shape (N, D), row i of each a view of the same item; "
+            f"got {tuple(z1.shape)} and {tuple(z2.shape)}"
+        )
+    if z1.shape[0] == 0:
+        raise ValueError("z1 and z2 must have at least one row; got an empty batch")
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    """The loss itself ("none"), its sum, or its mean."""
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    return loss
+
+
+def joined(z1: Tensor, z2: Tensor) -> Tensor:
+    """Both views as one (2N, D) tensor of their promoted dtype."""
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    return torch.cat([z1.to(dtype), z2.to(dtype)])

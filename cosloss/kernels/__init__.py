@@ -1,0 +1,1 @@
+"""How an op is computed, one folder per backend; each has the same functions in the same order."""

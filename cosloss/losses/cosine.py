@@ -1,0 +1,64 @@
+"""Modules of cosine similarity and the cosine embedding loss."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from cosloss import functional, reference
+
+
+class CosineSimilarity(nn.Module):
+    """Cosine similarity along `dim`: see `cosloss.functional.cosine_similarity`.
+
+    Example:
+        >>> import torch
+        >>> CosineSimilarity()(torch.ones(1, 4), torch.ones(1, 4))
+        tensor([1.])
+    """
+
+    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return functional.cosine_similarity(x1, x2, self.dim, self.eps)
+
+    def reference(self) -> Callable[..., Tensor]:
+        """This module's twin in plain autograd torch operations."""
+        return partial(reference.cosine_similarity, dim=self.dim, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, eps={self.eps}"
+
+
+class CosineEmbeddingLoss(nn.Module):
+    """Cosine embedding loss: see `cosloss.functional.cosine_embedding_loss`.
+
+    `loss(input1, input2, target)` is torch's. `loss(z1, z2)` is the in-batch form of contrastive
+    training.
+
+    Example:
+        >>> import torch
+        >>> loss = CosineEmbeddingLoss(margin=0.2)
+        >>> loss(torch.eye(4), torch.eye(4))
+        tensor(0.)
+    """
+
+    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__()
+        self.margin = margin
+        self.reduction = reduction
+
+    def forward(self, input1: Tensor, input2: Tensor, target: Tensor | None = None) -> Tensor:
+        return functional.cosine_embedding_loss(input1, input2, target, self.margin, self.reduction)
+
+    def reference(self) -> Callable[..., Tensor]:
+        """This module's twin in plain autograd torch operations."""
+        return partial(
+            reference.cosine_embedding_loss, margin=self.margin, reduction=self.reduction
+        )
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, reduction={self.reduction!r}"

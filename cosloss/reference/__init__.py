@@ -1,0 +1,6 @@
+"""The twins: each loss of `cosloss.functional`, same signature, in plain autograd torch code."""
+
+from cosloss.reference.contrastive import nt_xent_loss
+from cosloss.reference.cosine import cosine_embedding_loss, cosine_similarity
+
+__all__ = ["cosine_embedding_loss", "cosine_similarity", "nt_xent_loss"]
