@@ -1,6 +1,7 @@
 """Lightning callbacks that check a loss's gradient while it trains."""
 
+from cosloss.callbacks.check import GradientError
 from cosloss.callbacks.gradcheck import GradcheckCallback
 from cosloss.callbacks.gradient_discrepancy import GradientDiscrepancyCallback
 
-__all__ = ["GradcheckCallback", "GradientDiscrepancyCallback"]
+__all__ = ["GradcheckCallback", "GradientDiscrepancyCallback", "GradientError"]

@@ -1,0 +1,40 @@
+"""Checkpoints that are whole or absent."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from experiments.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write to a temporary name in the same folder, flush it to disk, and rename.
+
+    A kill or a full disk at any moment leaves the previous checkpoint intact.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else _cause(error)
+            kept = "; the previous one is intact" if path.exists() else ""
+            raise UserError(f"cannot write the checkpoint {path}: {reason}{kept}") from error
+
+
+def _cause(error: BaseException) -> str:
+    inner = error.__cause__ or error.__context__
+    return inner.strerror if isinstance(inner, OSError) and inner.strerror else str(error)

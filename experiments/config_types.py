@@ -1,0 +1,50 @@
+"""Check a configuration's values against the types that their targets declare."""
+
+import inspect
+import pydoc
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+from experiments.errors import UserError
+
+TOP_LEVEL = {"name": str, "seed": int, "debug": bool, "ckpt_path": str | None, "log_root": str}
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Raise UserError for the first value that its target's signature does not allow.
+
+    Args:
+        config: resolved configuration; a mapping with `_target_` names a callable by its path.
+    """
+    _check(config, TOP_LEVEL, "")
+    _check_targets(config, "")
+
+
+def _check_targets(config: Mapping[str, Any], place: str) -> None:
+    if "_target_" in config:
+        _check(config, _declared_types(config["_target_"]), place)
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_targets(value, f"{place}{key}.")
+
+
+def _declared_types(target: str) -> dict[str, Any]:
+    function = pydoc.locate(target)
+    try:
+        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (AttributeError, NameError, TypeError):  # what is not annotated is not checked
+        return {}
+
+
+def _check(values: Mapping[str, Any], types: Mapping[str, Any], place: str) -> None:
+    for name, value in values.items():
+        # a nested mapping is an object still to be built
+        if name not in types or isinstance(value, Mapping):
+            continue
+        if not is_bearable(value, types[name], conf=BeartypeConf(is_pep484_tower=True)):
+            wanted = getattr(types[name], "__name__", str(types[name]).replace("typing.", ""))
+            raise UserError(f"{place}{name} must be of type {wanted}; got {value!r}")

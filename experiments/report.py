@@ -1,0 +1,64 @@
+"""What a finished run says: results.json and a short table."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+ROWS = {
+    "test/knn": "test k-NN accuracy",
+    "test/linear": "test linear-probe accuracy",
+    "raw_pixels/knn": "raw pixels, k-NN accuracy",
+}
+
+
+def collect(trainer: L.Trainer, metrics: Mapping[str, float], seconds: float) -> dict:
+    """The figures of results.json; an accuracy that could not be measured is None."""
+    checks = [c for c in trainer.callbacks if hasattr(c, "checks_run")]
+    return {
+        **{name: metrics.get(name) for name in ROWS},
+        "gradient_checks/run": sum(c.checks_run for c in checks),
+        "gradient_checks/failed": sum(c.checks_failed for c in checks),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "wall_seconds": round(seconds, 2),
+    }
+
+
+def write(results: Mapping, path: Path) -> None:
+    """Write results.json whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def show(results: Mapping, checkpoint: Path, logs: Path) -> None:
+    """Print the table, the checkpoint's path and the command that opens TensorBoard."""
+    table = Table(show_header=False)
+    for name, title in ROWS.items():
+        table.add_row(title, _percent(results[name]))
+    table.add_row("gradient checks", _checks(results))
+    minutes, seconds = divmod(round(results["wall_seconds"]), 60)
+    table.add_row("wall time", f"{minutes} min {seconds:02d} s")
+    console = Console()
+    console.print(table)
+    # plain prints: a path must stay on one line to be copied
+    print(f"checkpoint:  {checkpoint}")
+    print(f"look at it:  tensorboard --logdir {logs}")
+
+
+def _percent(accuracy: float | None) -> str:
+    if accuracy is None or math.isnan(accuracy):
+        return "not measured: the data has no labels"
+    return f"{100 * accuracy:.1f} %"
+
+
+def _checks(results: Mapping) -> str:
+    run, failed = results["gradient_checks/run"], results["gradient_checks/failed"]
+    if run == 0:
+        return "none run"
+    return f"all {run} passed" if failed == 0 else f"{failed} of {run} FAILED"

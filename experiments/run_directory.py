@@ -1,0 +1,80 @@
+"""A run's directory: what is in it, which run to resume, and the command that resumes it."""
+
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from experiments.errors import UserError
+
+
+class RunDirectory:
+    """`path/checkpoints/{last,best}.ckpt`, `path/results.json` and TensorBoard's event files."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.results = self.path / "results.json"
+
+    def refuse_if_used(self) -> None:
+        """Raise UserError if another run's checkpoints or results lie here."""
+        if self.results.exists() or any(self.checkpoints.glob("*.ckpt")):
+            raise UserError(
+                f"{self.path} already holds a run: choose another hydra.run.dir, "
+                "or continue it with ckpt_path=last"
+            )
+
+    def remove_if_empty(self) -> None:
+        """Take the directory away again where nothing was written into it."""
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def find_checkpoint(self, ckpt_path: str, root: Path | str) -> Path:
+        """The file that ckpt_path names; "last" is this run's, else the newest run's below root."""
+        if ckpt_path != "last":
+            path = Path(ckpt_path)
+            if not path.is_file():
+                raise UserError(f"ckpt_path={ckpt_path}: there is no such file")
+            return path
+        if self.last.exists():
+            return self.last
+        found = Path(root).glob("**/checkpoints/last.ckpt")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise UserError(f"ckpt_path=last: there is no checkpoints/last.ckpt below {root}")
+        return newest
+
+    def resume_command(self, overrides: Sequence[str]) -> str:
+        """The command that continues this run here with the same overrides."""
+        kept = [o for o in overrides if not o.startswith(("ckpt_path=", "hydra.run.dir="))]
+        more = [f"hydra.run.dir={self.path}", "ckpt_path=last"]
+        return shlex.join(["python", "train.py", *kept, *more])
+
+
+def check_checkpoint(path: Path, model: nn.Module) -> int:
+    """Raise UserError unless the checkpoint is whole and fits the model; returns its step."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, step = checkpoint["state_dict"], checkpoint["global_step"]
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a whole checkpoint of this program: {_line(error)}"
+        ) from error
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    different = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{path} is from another model: {len(different)} of {len(ours)} parameters differ, "
+            f"first {name} (here {ours.get(name)}, there {theirs.get(name)})"
+        )
+    return step
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,140 @@
+"""SimCLR (Chen et al., 2020) as a LightningModule, for any loss with the call loss(z1, z2).
+
+Shapes: images (B, 3, H, W) uint8, features (B, F), embeddings z1 and z2 (B, D).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from experiments import probes
+from experiments.augmentation import TwoViews
+from experiments.schedules import warmup_cosine
+
+
+class SimCLR(L.LightningModule):
+    """Two augmented views of each image, an encoder, a projection head and a contrastive loss.
+
+    Args:
+        encoder: maps normalised images to features; has `num_features`.
+        projection_head: called with the number of features; returns what maps them to embeddings.
+        views: augments uint8 images into two normalised views, on the training device.
+        loss: called with the embeddings of the two views; returns a scalar.
+        optimizer: called with parameter groups; returns the optimizer.
+        warmup_epochs: linear warm-up of the learning rate; a cosine to zero follows.
+        knn_k: neighbours of the k-NN evaluation.
+        knn_temperature: temperature of its weights exp(similarity / temperature).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projection_head: Callable[[int], nn.Module],
+        views: TwoViews,
+        loss: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        warmup_epochs: float = 1.0,
+        knn_k: int = 20,
+        knn_temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection_head = projection_head(encoder.num_features)
+        self.views = views
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.warmup_epochs = warmup_epochs
+        self.knn = {"k": knn_k, "temperature": knn_temperature}
+        self._features: list[Tensor] = []
+        # so that a hyperparameter that the loss refuses is refused before anything is written
+        loss(torch.eye(2), torch.eye(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of uint8 images, without augmentation."""
+        return self.encoder(self.views.normalize(images))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self._contrast(batch["image"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        images = batch["image"]
+        self.log("val/loss", self._contrast(images), batch_size=len(images))
+        self._features.append(self(images))
+
+    def on_validation_epoch_end(self) -> None:
+        data, features = self.trainer.datamodule, self._pop_features()
+        if data.num_classes is not None:
+            accuracy = self._knn_accuracy(features, data.val_labels)
+            self.log("val/knn", accuracy, prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._features.append(self(batch["image"]))
+
+    def on_test_epoch_end(self) -> None:
+        data, features = self.trainer.datamodule, self._pop_features()
+        self.test_features = features
+        if data.num_classes is None:
+            return
+        train_features = self.features(data.train_images)
+        raw_train, raw_test = (
+            images.flatten(1).float() / 255 for images in (data.train_images, data.test_images)
+        )
+        labels = data.train_labels, data.test_labels
+        self.log_dict(
+            {
+                "test/knn": self._knn_accuracy(features, labels[1], train_features),
+                "test/linear": probes.linear_probe(train_features, labels[0], features, labels[1]),
+                "raw_pixels/knn": probes.knn_accuracy(
+                    raw_train, labels[0], raw_test, labels[1], **self.knn
+                ),
+            }
+        )
+
+    @torch.no_grad()
+    def features(self, images: Tensor, chunk: int = 512) -> Tensor:
+        """Encoder features of many uint8 images, on the CPU, in evaluation mode."""
+        training = self.training
+        self.eval()
+        features = [self(part.to(self.device)).float().cpu() for part in images.split(chunk)]
+        self.train(training)
+        return torch.cat(features)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        # biases and normalisation parameters have one dimension, and are not decayed
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.make_optimizer(
+            [
+                {"params": [p for p in parameters if p.ndim > 1]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ]
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup_steps = round(self.warmup_epochs * steps / max(self.trainer.max_epochs or 1, 1))
+        schedule = warmup_cosine(optimizer, warmup_steps, steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _contrast(self, images: Tensor) -> Tensor:
+        views = self.views(images)
+        z1, z2 = self.projection_head(self.encoder(torch.cat(views))).chunk(2)
+        return self.loss(z1, z2)
+
+    def _pop_features(self) -> Tensor:
+        features = torch.cat([part.float().cpu() for part in self._features])
+        self._features.clear()
+        return features
+
+    def _knn_accuracy(
+        self, features: Tensor, labels: Tensor, train_features: Tensor | None = None
+    ) -> float:
+        data = self.trainer.datamodule
+        if train_features is None:
+            train_features = self.features(data.train_images)
+        return probes.knn_accuracy(train_features, data.train_labels, features, labels, **self.knn)

@@ -1,0 +1,194 @@
+"""python train.py as a person runs it: results, resumption, determinism, interruption, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SMOKE = "experiment=simclr_smoke"
+
+
+def weights(run: Path, name: str = "last.ckpt") -> dict:
+    return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def process(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    for _ in range(600):
+        if path.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert path.exists(), process.communicate()
+
+
+@pytest.fixture
+def finished(train, tmp_path):
+    """A finished smoke run's directory."""
+    run = train(SMOKE, f"hydra.run.dir={tmp_path}/run")
+    assert run.status == 0, run.err
+    return tmp_path / "run", run
+
+
+def test_smoke_run_leaves_results_checkpoints_and_what_to_type(finished):
+    path, run = finished
+    results = json.loads((path / "results.json").read_text())
+    for name in ("test/knn", "test/linear", "raw_pixels/knn"):
+        assert 0 <= results[name] <= 1
+    assert results["gradient_checks/run"] > 0
+    assert results["gradient_checks/failed"] == 0
+    assert results["wall_seconds"] > 0
+    assert (path / "checkpoints/best.ckpt").exists()
+    assert f"tensorboard --logdir {path}" in run.out
+    assert str(path / "checkpoints/last.ckpt") in run.out
+
+
+def test_callbacks_do_not_change_the_weights(finished, train, tmp_path):
+    path, _ = finished
+    assert train(SMOKE, "callbacks=no_checks", f"hydra.run.dir={tmp_path}/off").status == 0
+    assert_same_bits(weights(path), weights(tmp_path / "off"))
+    assert train(SMOKE, "seed=1", f"hydra.run.dir={tmp_path}/other").status == 0
+    with pytest.raises(AssertionError):
+        assert_same_bits(weights(path), weights(tmp_path / "other"))
+
+
+def test_ckpt_path_last_finds_the_newest_run(train, tmp_path):
+    for run in ("a", "b"):
+        assert train(SMOKE, f"hydra.run.dir={tmp_path}/logs/{run}").status == 0
+    os.utime(tmp_path / "logs/b/checkpoints/last.ckpt", (0, 0))
+    more = f"hydra.run.dir={tmp_path}/c", "ckpt_path=last"
+    assert train(SMOKE, "trainer.max_epochs=3", *more).status == 0
+    assert torch.load(tmp_path / "c/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
+    epochs = "trainer.max_epochs=6"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert process(SMOKE, epochs, f"hydra.run.dir={whole}").wait() == 0
+    victim = process(SMOKE, epochs, f"hydra.run.dir={killed}")
+    wait_for(killed / "checkpoints/last.ckpt", victim)
+    victim.kill()
+    victim.communicate()
+    assert not (killed / "results.json").exists()
+    again = process(SMOKE, epochs, f"hydra.run.dir={killed}", "ckpt_path=last")
+    assert again.wait() == 0, again.communicate()
+    assert_same_bits(weights(whole), weights(killed))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path, train, signum):
+    long_epoch = "data.num_images=4000", "trainer.max_epochs=2"
+    run = tmp_path / "run"
+    victim = process(SMOKE, *long_epoch, f"hydra.run.dir={run}")
+    # the checkpoint of the first epoch: then it is in the second
+    wait_for(run / "checkpoints/last.ckpt", victim)
+    time.sleep(0.5)
+    victim.send_signal(signum)
+    out, err = victim.communicate(timeout=60)
+    assert victim.returncode == 128 + signum, err
+    assert "Traceback" not in err
+    command = out.strip().splitlines()[-1].split()
+    assert command[:2] == ["python", "train.py"]
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    steps = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    assert (
+        0 < steps < checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    )
+
+    assert train(*command[2:]).status == 0
+    whole = tmp_path / "whole"
+    assert train(SMOKE, *long_epoch, f"hydra.run.dir={whole}").status == 0
+    assert_same_bits(weights(run), weights(whole))
+
+
+MISTAKES = {
+    "unknown experiment": (["experiment=nothing"], ["nothing", "simclr_smoke"]),
+    "unknown loss": ([SMOKE, "loss=nothing"], ["nothing", "cosine_embedding", "nt_xent"]),
+    "unknown key": ([SMOKE, "trainer.max_epoch=3"], ["max_epoch"]),
+    "wrong type": ([SMOKE, "trainer.max_epochs=many"], ["trainer.max_epochs", "many"]),
+    "wrong type of the seed": ([SMOKE, "seed=abc"], ["seed", "abc"]),
+    "temperature": ([SMOKE, "loss=nt_xent", "loss.temperature=-0.1"], ["temperature", "-0.1"]),
+    "margin": ([SMOKE, "loss.margin=7"], ["margin", "7"]),
+    "learning rate": ([SMOKE, "optimizer.lr=-1"], ["-1"]),
+    "batch": ([SMOKE, "data.batch_size=100000"], ["100000", "batch_size"]),
+    "no data root": ([SMOKE, "data=image_folder", "data.root=/nowhere"], ["/nowhere"]),
+    "no checkpoint": ([SMOKE, "ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
+    "no last run": ([SMOKE, "ckpt_path=last"], ["last"]),
+    "no GPU": ([SMOKE, "trainer=gpu"], ["accelerator"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_status_2(train, tmp_path, mistake):
+    if mistake == "no GPU" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    arguments, words = MISTAKES[mistake]
+    run = train(*arguments)
+    assert run.status == 2, run.err
+    assert len(run.err.strip().splitlines()) == 1, run.err
+    for word in words:
+        assert word in run.err
+    assert not list(tmp_path.rglob("*.*")), "it left something behind"
+
+
+def test_debug_shows_the_traceback(train):
+    with pytest.raises(ValueError, match="temperature"):
+        train(SMOKE, "loss=nt_xent", "loss.temperature=0", "debug=true")
+
+
+def test_truncated_checkpoint_and_another_models(finished, train, tmp_path):
+    path, _ = finished
+    whole = path / "checkpoints/last.ckpt"
+    for name, size in (("half", whole.stat().st_size // 2), ("empty", 0)):
+        (tmp_path / name).write_bytes(whole.read_bytes()[:size])
+        run = train(SMOKE, f"ckpt_path={tmp_path / name}")
+        assert run.status == 2
+        assert f"{tmp_path / name} is not a whole checkpoint" in run.err
+    run = train(SMOKE, f"ckpt_path={whole}", "model.encoder.width=16")
+    assert run.status == 2
+    assert "is from another model" in run.err
+
+
+def test_a_used_directory_is_not_overwritten(finished, train):
+    path, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    run = train(SMOKE, f"hydra.run.dir={path}")
+    assert run.status == 2
+    assert "already holds a run" in run.err
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("loss", ["cosine_embedding", "nt_xent"])
+def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, loss):
+    for name in (loss, f"{loss}_reference"):
+        assert train(SMOKE, f"loss={name}", f"hydra.run.dir={tmp_path}/{name}").status == 0
+    ours, twin = weights(tmp_path / loss), weights(tmp_path / f"{loss}_reference")
+    for name in ours:
+        torch.testing.assert_close(ours[name], twin[name], rtol=1e-3, atol=1e-4)
+
+
+def test_multirun(train, tmp_path):
+    run = train("-m", SMOKE, "loss=cosine_embedding,nt_xent", "seed=1,2", "trainer.max_epochs=1")
+    assert run.status == 0, run.err
+    assert len(list(tmp_path.rglob("results.json"))) == 4
