@@ -1,0 +1,1 @@
+"""SimCLR, the experiment that shows cosloss at work."""

@@ -1,0 +1,159 @@
+"""What every data module shares: three parts held as uint8 tensors, and batches cut from them.
+
+Shapes: images (N, 3, H, W), uint8; labels (N,), int64.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images and their labels, if they have any."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __getitem__(self, index: Tensor) -> "Part":
+        return Part(self.images[index], None if self.labels is None else self.labels[index])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Batches:
+    """Batches of a part, cut by indexing, which needs no worker processes.
+
+    Not a torch DataLoader, so that Lightning leaves the order of the rows alone.
+
+    Args:
+        part: what the batches are cut from.
+        order: called at the start of each pass; returns the rows of each batch.
+        batches: how many batches a pass has.
+    """
+
+    def __init__(self, part: Part, order: Callable[[], tuple[Tensor, ...]], batches: int) -> None:
+        self.part = part
+        self.order = order
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for index in self.order():
+            rows = self.part[index]
+            batch = {"image": rows.images, "index": index}
+            yield batch if rows.labels is None else batch | {"label": rows.labels}
+
+
+class ImageData(L.LightningDataModule, ABC):
+    """Images in memory, in a training, a validation and a test part.
+
+    After `setup()`: train_images, val_images and test_images, uint8 (N, 3, H, W); train_labels,
+    val_labels and test_labels, int64 (N,), or None; num_classes and class_names, or None.
+
+    Batches are {"image": uint8 (B, 3, H, W), "index": int64 (B,), "label": int64 (B,) if there are
+    labels}. Training batches are full and shuffled; the order is drawn from (seed, epoch) alone, so
+    that a run resumed at an epoch sees what the run before it would have seen. With several
+    processes each trains on its share of the rows, batch_size at a time, and each evaluates all.
+
+    Args:
+        batch_size: rows of a batch, per process.
+        seed: of the order of the training rows.
+        image_size: height and width.
+    """
+
+    def __init__(self, batch_size: int, seed: int, image_size: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
+        if image_size < 1:
+            raise UserError(f"data.image_size must be at least 1; got {image_size}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.image_size = image_size
+        self.class_names: list[str] | None = None
+        self._parts: tuple[Part, Part, Part] | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[Part, Part, Part]:
+        """The training, validation and test parts; sets `class_names` where there are labels."""
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.class_names is None else len(self.class_names)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._parts is None:
+            self._parts = self.load()
+        train, val, test = self._parts
+        self.train_images, self.train_labels = train.images, train.labels
+        self.val_images, self.val_labels = val.images, val.labels
+        self.test_images, self.test_labels = test.images, test.labels
+        self._check_batch_size(len(train))
+
+    def train_dataloader(self) -> Batches:
+        return Batches(self._part(0), self._shuffled, self._batches_per_epoch())
+
+    def val_dataloader(self) -> Batches:
+        return self._in_order(self._part(1))
+
+    def test_dataloader(self) -> Batches:
+        return self._in_order(self._part(2))
+
+    def _part(self, number: int) -> Part:
+        self.setup()
+        assert self._parts is not None
+        return self._parts[number]
+
+    def _in_order(self, part: Part) -> Batches:
+        order = torch.arange(len(part)).split(self.batch_size)
+        return Batches(part, lambda: order, len(order))
+
+    def _shuffled(self) -> tuple[Tensor, ...]:
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        (mixed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed))
+        order = torch.randperm(len(self._part(0)), generator=generator)
+        mine = order[rank :: self._processes()]
+        return mine.split(self.batch_size)[: self._batches_per_epoch()]
+
+    def _batches_per_epoch(self) -> int:
+        return len(self._part(0)) // self._processes() // self.batch_size
+
+    def _processes(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _check_batch_size(self, rows: int) -> None:
+        rows_each = rows // self._processes()
+        if self.batch_size > rows_each:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {rows_each} training images"
+                f"{'' if self._processes() == 1 else ' of each process'}: choose a smaller one"
+            )
+
+
+def split(pool: Part, *shares: float) -> list[Part]:
+    """Parts of the pool drawn at random with the given shares; the first takes what is left.
+
+    The draw is the same in every run: runs that differ in their training seed are judged on the
+    same images.
+
+    Example:
+        >>> [len(part) for part in split(Part(torch.zeros(10, 3, 1, 1)), 0.8, 0.1, 0.1)]
+        [8, 1, 1]
+    """
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+    sizes = [round(share * len(pool)) for share in shares[1:]]
+    first = len(pool) - sum(sizes)
+    return [pool[index] for index in order.split([first, *sizes])]
