@@ -49,8 +49,9 @@ class SimCLR(L.LightningModule):
         self.warmup_epochs = warmup_epochs
         self.knn = {"k": knn_k, "temperature": knn_temperature}
         self._features: list[Tensor] = []
-        # so that a hyperparameter that the loss refuses is refused before anything is written
+        # so that a hyperparameter that either refuses is refused before anything is written
         loss(torch.eye(2), torch.eye(2))
+        optimizer([nn.Parameter(torch.zeros(2))])
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images, without augmentation."""

@@ -36,7 +36,7 @@ def process(*arguments: str) -> subprocess.Popen:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    for _ in range(600):
+    for _ in range(1800):
         if path.exists() or process.poll() is not None:
             break
         time.sleep(0.1)
@@ -98,12 +98,11 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path, train, signum):
-    long_epoch = "data.num_images=4000", "trainer.max_epochs=2"
+    long_epoch = "data.num_images=2000", "trainer.max_epochs=2", "callbacks=no_checks"
     run = tmp_path / "run"
     victim = process(SMOKE, *long_epoch, f"hydra.run.dir={run}")
     # the checkpoint of the first epoch: then it is in the second
     wait_for(run / "checkpoints/last.ckpt", victim)
-    time.sleep(0.5)
     victim.send_signal(signum)
     out, err = victim.communicate(timeout=60)
     assert victim.returncode == 128 + signum, err
@@ -132,10 +131,10 @@ MISTAKES = {
     "margin": ([SMOKE, "loss.margin=7"], ["margin", "7"]),
     "learning rate": ([SMOKE, "optimizer.lr=-1"], ["-1"]),
     "batch": ([SMOKE, "data.batch_size=100000"], ["100000", "batch_size"]),
-    "no data root": ([SMOKE, "data=image_folder", "data.root=/nowhere"], ["/nowhere"]),
+    "no data root": (["data=image_folder", "data.root=/nowhere"], ["/nowhere"]),
     "no checkpoint": ([SMOKE, "ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
     "no last run": ([SMOKE, "ckpt_path=last"], ["last"]),
-    "no GPU": ([SMOKE, "trainer=gpu"], ["accelerator"]),
+    "no GPU": ([SMOKE, "trainer=gpu"], ["gpu"]),
 }
 
 
@@ -153,7 +152,7 @@ def test_a_mistake_gets_one_line_and_status_2(train, tmp_path, mistake):
 
 
 def test_debug_shows_the_traceback(train):
-    with pytest.raises(ValueError, match="temperature"):
+    with pytest.raises(Exception, match="temperature must be positive; got 0"):
         train(SMOKE, "loss=nt_xent", "loss.temperature=0", "debug=true")
 
 

@@ -63,7 +63,7 @@ class ImageData(L.LightningDataModule, ABC):
 
     Batches are {"image": uint8 (B, 3, H, W), "index": int64 (B,), "label": int64 (B,) if there are
     labels}. Training batches are full and shuffled; the order is drawn from (seed, epoch) alone, so
-    that a run resumed at an epoch sees what the run before it would have seen. With several
+    that a resumed run, within an epoch too, sees what the run before it would have seen. With several
     processes each trains on its share of the rows, batch_size at a time, and each evaluates all.
 
     Args:
@@ -126,7 +126,13 @@ class ImageData(L.LightningDataModule, ABC):
         generator = torch.Generator().manual_seed(int(mixed))
         order = torch.randperm(len(self._part(0)), generator=generator)
         mine = order[rank :: self._processes()]
-        return mine.split(self.batch_size)[: self._batches_per_epoch()]
+        return mine.split(self.batch_size)[self._batches_done() : self._batches_per_epoch()]
+
+    def _batches_done(self) -> int:
+        # not 0 in a run that was interrupted within an epoch and resumed
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
     def _batches_per_epoch(self) -> int:
         return len(self._part(0)) // self._processes() // self.batch_size
