@@ -1,5 +1,6 @@
 """Data modules: parts, batches, order, and what a user can get wrong."""
 
+import lightning as L
 import pytest
 import torch
 
@@ -59,6 +60,46 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert orders(RandomImages(8, seed=0), epochs=2) == [first, second]
     assert orders(RandomImages(8, seed=1), epochs=1) != [first]
     assert orders(RandomImages(8, seed=1), epochs=1) != [second]
+
+
+class Recorder(L.LightningModule):
+    """Learns nothing, and keeps the rows that each training epoch shows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.rows = {}
+
+    def training_step(self, batch, batch_idx):
+        self.rows.setdefault(self.current_epoch, []).extend(batch["index"].tolist())
+        return self.weight * batch["image"].float().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:Checkpoint directory")
+def test_a_resumed_run_sees_the_rows_of_one_never_interrupted(tmp_path):
+    def run(ckpt_path=None):
+        model = Recorder()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            callbacks=L.pytorch.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1),
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, datamodule=RandomImages(batch_size=16), ckpt_path=ckpt_path)
+        return model.rows
+
+    whole = run()
+    assert [len(rows) for rows in whole.values()] == [154 // 16 * 16] * 3
+    assert whole[0] != whole[1] != whole[2]
+    assert run(tmp_path / "epoch=0.ckpt") == {1: whole[1], 2: whole[2]}
 
 
 def test_processes_share_the_training_rows():
