@@ -5,7 +5,7 @@ from torchvision.models import ResNet, resnet18
 
 
 class SmallConvNet(nn.Module):
-    """Four 3x3 convolutions, each with batch norm and ReLU, then a mean over positions.
+    """Four 3x3 convolutions, each with batch norm and ReLU, then the maximum over positions.
 
     Args:
         width: channels after the first convolution; the next two have twice and four times as many.
@@ -25,7 +25,7 @@ class SmallConvNet(nn.Module):
             _convolution(width, 2 * width, stride=2),
             _convolution(2 * width, 4 * width, stride=1),
             _convolution(4 * width, features, stride=2),
-            nn.AdaptiveAvgPool2d(1),
+            nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
         )
 

@@ -42,8 +42,8 @@ def knn_accuracy(
         similarity, neighbour = (F.normalize(features.float(), dim=1) @ bank.T).topk(
             min(k, len(bank)), dim=1
         )
-        # exp((s - 1)/T) votes as exp(s/T) does, and cannot overflow at a small temperature
-        weight = ((similarity - 1) / temperature).exp()
+        # a factor common to a row's votes decides nothing; the largest weight must not underflow
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(features), classes)
         votes.scatter_add_(1, train_labels[neighbour], weight)
         right += int((votes.argmax(dim=1) == labels).sum())
@@ -82,6 +82,7 @@ def linear_probe(
     # a feature that never varies in training says nothing: standardised to 0, not blown up
     scale = torch.where(std > 0, 1 / std, 0)
     train, test = ((f.float() - mean) * scale for f in (train_features, test_features))
+    train_labels = train_labels.clone()  # of an inference tensor, an ordinary one
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     weight = train.new_zeros(classes, train.shape[1], requires_grad=True)
     bias = train.new_zeros(classes, requires_grad=True)

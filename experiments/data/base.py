@@ -149,17 +149,18 @@ class ImageData(L.LightningDataModule, ABC):
             )
 
 
-def split(pool: Part, *shares: float) -> list[Part]:
-    """Parts of the pool drawn at random with the given shares; the first takes what is left.
+def split(rows: int, *shares: float) -> tuple[Tensor, ...]:
+    """Rows drawn at random for each part, at least one for each; the first takes what is left.
 
     The draw is the same in every run: runs that differ in their training seed are judged on the
     same images.
 
     Example:
-        >>> [len(part) for part in split(Part(torch.zeros(10, 3, 1, 1)), 0.8, 0.1, 0.1)]
+        >>> [len(part) for part in split(10, 0.8, 0.1, 0.1)]
         [8, 1, 1]
     """
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-    sizes = [round(share * len(pool)) for share in shares[1:]]
-    first = len(pool) - sum(sizes)
-    return [pool[index] for index in order.split([first, *sizes])]
+    if rows < len(shares):
+        raise UserError(f"{rows} images are too few for {len(shares)} parts")
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    sizes = [max(1, round(share * rows)) for share in shares[1:]]
+    return order.split([rows - sum(sizes), *sizes])

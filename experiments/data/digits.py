@@ -1,5 +1,7 @@
 """Handwritten digits scattered over a canvas: real data that needs no download."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -57,8 +59,12 @@ class ScatteredDigits(ImageData):
             torch.tensor(digits.target, dtype=torch.int64),
         )
         generator = torch.Generator().manual_seed(0)
-        train, val, test = (self._render(p, generator) for p in split(pool, 0.7, 0.1, 0.2))
-        return train, val, test
+        train, val, test = split(len(pool), 0.7, 0.1, 0.2)
+        return (
+            self._render(pool[train], generator),
+            self._render(pool[val], generator),
+            self._render(pool[test], generator),
+        )
 
     def _render(self, part: Part, generator: torch.Generator) -> Part:
         index = torch.arange(len(part)).repeat_interleave(self.renders)
@@ -77,7 +83,7 @@ class ScatteredDigits(ImageData):
         images = (255 * grey).round().to(torch.uint8)
         return Part(images.expand(-1, 3, -1, -1).contiguous(), labels)
 
-    def _canvas_to_digit(self, uniform) -> Tensor:
+    def _canvas_to_digit(self, uniform: Callable[[float, float], Tensor]) -> Tensor:
         """(N, 2, 3): x -> R(-angle) (x - centre) / scale, both squares having corners at +-1."""
         scale = uniform(*self.scale)
         angle = torch.deg2rad(uniform(-self.max_rotation, self.max_rotation))

@@ -5,6 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,21 @@ from experiments.data.base import ImageData, Part, split
 from experiments.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of images and their labels, if they have any."""
+
+    paths: list[Path]
+    labels: Tensor | None
+
+    def __getitem__(self, index: Tensor) -> "Files":
+        labels = None if self.labels is None else self.labels[index]
+        return Files([self.paths[i] for i in index.tolist()], labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 class ImageFolder(ImageData):
@@ -53,59 +69,70 @@ class ImageFolder(ImageData):
     def load(self) -> tuple[Part, Part, Part]:
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is not a folder: name one that holds images")
-        if not (self.root / "train").is_dir():
+        files = self._split()
+        train, val, test = (self._decoded(part) for part in files)
+        found, read = sum(map(len, files)), len(train) + len(val) + len(test)
+        if read < found:
+            warnings.warn(f"left out {found - read} of {found} images", stacklevel=2)
+        return train, val, test
+
+    def _split(self) -> tuple[Files, Files, Files]:
+        pool = self.root / "train"
+        if not pool.is_dir():
             self.class_names = _class_names(self.root)
-            train, val, test = split(self._read(self.root), 0.8, 0.1, 0.1)
-            return train, val, test
-        self.class_names = _class_names(self.root / "train")
-        train = self._read(self.root / "train")
-        parts = {}
+            files = self._files(self.root)
+            train, val, test = split(len(files), 0.8, 0.1, 0.1)
+            return files[train], files[val], files[test]
+        self.class_names = _class_names(pool)
+        train = self._files(pool)
+        parts: dict[str, Files] = {}
         for name in ("val", "test"):
             if (self.root / name).is_dir():
-                parts[name] = self._read(self.root / name)
+                parts[name] = self._files(self.root / name)
             else:
-                train, parts[name] = split(train, 0.9, 0.1)
+                rest, drawn = split(len(train), 0.9, 0.1)
+                train, parts[name] = train[rest], train[drawn]
         return train, parts["val"], parts["test"]
 
-    def _read(self, pool: Path) -> Part:
-        files, labels = self._files(pool)
-        images = self._storage(len(files))
-        kept = []
-        # Pillow decodes outside the interpreter's lock
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for row, image in enumerate(threads.map(self._decode, files)):
-                if image is not None:
-                    images[len(kept)] = image
-                    kept.append(row)
-        broken = len(files) - len(kept)
-        if broken:
-            warnings.warn(f"left out {broken} of {len(files)} images of {pool}", stacklevel=2)
-        if not kept:
-            raise UserError(f"none of the {len(files)} images of {pool} can be decoded")
-        return Part(images[: len(kept)], None if labels is None else torch.tensor(labels)[kept])
-
-    def _files(self, pool: Path) -> tuple[list[Path], list[int] | None]:
+    def _files(self, pool: Path) -> Files:
         if self.class_names is None:
-            files, labels = list(_images(pool)), None
+            paths, labels = list(_images(pool)), None
         else:
             unknown = set(_class_names(pool) or []) - set(self.class_names)
             if unknown:
                 raise UserError(f"{pool} has classes that train/ has not: {sorted(unknown)}")
             found = [(f, i) for i, c in enumerate(self.class_names) for f in _images(pool / c)]
-            files, labels = [f for f, _ in found], [i for _, i in found]
-        if not files:
-            raise UserError(f"no images in {pool}: expected files ending in {_endings()}")
-        return files, labels
+            paths, labels = [f for f, _ in found], torch.tensor([i for _, i in found])
+        if not paths:
+            endings = ", ".join(sorted(EXTENSIONS))
+            raise UserError(f"no images in {pool}: expected files that end in {endings}")
+        return Files(paths, labels)
 
-    def _decode(self, file: Path) -> Tensor | None:
+    def _decoded(self, files: Files) -> Part:
+        images = self._storage(len(files))
+        kept: list[int] = []
+        # Pillow decodes outside the interpreter's lock; in chunks, as map reads ahead without bound
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for start in range(0, len(files), 1024):
+                decoded = threads.map(self._decode, files.paths[start : start + 1024])
+                for row, image in enumerate(decoded, start):
+                    if isinstance(image, Exception):
+                        warnings.warn(f"left out {files.paths[row]}: {image}", stacklevel=2)
+                    else:
+                        images[len(kept)] = image
+                        kept.append(row)
+        if not kept:
+            raise UserError(f"none of {len(files)} images of {self.root} can be decoded")
+        return Part(images[: len(kept)], None if files.labels is None else files.labels[kept])
+
+    def _decode(self, file: Path) -> Tensor | Exception:
         try:
             with Image.open(file) as image:
                 upright = ImageOps.exif_transpose(image).convert("RGB")
                 square = ImageOps.fit(upright, (self.image_size, self.image_size))
         # Pillow raises OSError, SyntaxError, ValueError, struct.error and more for a broken file
         except Exception as error:
-            warnings.warn(f"left out {file}: {error}", stacklevel=2)
-            return None
+            return error
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
     def _storage(self, images: int) -> Tensor:
@@ -135,7 +162,3 @@ def _images(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in EXTENSIONS)
         yield from (f for f in files if f.is_file() and not f.name.startswith("."))
-
-
-def _endings() -> str:
-    return ", ".join(sorted(EXTENSIONS))

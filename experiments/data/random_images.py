@@ -38,5 +38,6 @@ class RandomImages(ImageData):
         shape = self.num_images, 3, self.image_size, self.image_size
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, len(self.class_names), shape[:1], generator=generator)
-        train, val, test = split(Part(images, labels), 0.6, 0.2, 0.2)
-        return train, val, test
+        pool = Part(images, labels)
+        train, val, test = split(self.num_images, 0.6, 0.2, 0.2)
+        return pool[train], pool[val], pool[test]

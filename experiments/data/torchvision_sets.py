@@ -43,10 +43,10 @@ class TorchvisionData(ImageData):
         self.setup()  # the first process downloads; the others wait, then find the files
 
     def load(self) -> tuple[Part, Part, Part]:
-        train, self.class_names = self._found(lambda: self.read(train=True))
+        pool, self.class_names = self._found(lambda: self.read(train=True))
         test, _ = self._found(lambda: self.read(train=False))
-        train, val = split(train, 0.9, 0.1)
-        return train, val, test
+        train, val = split(len(pool), 0.9, 0.1)
+        return pool[train], pool[val], test
 
     def _found(self, read: Callable[[], tuple[Part, list[str]]]) -> tuple[Part, list[str]]:
         try:
@@ -56,8 +56,8 @@ class TorchvisionData(ImageData):
             reason = (str(error) or type(error).__name__).splitlines()[0]
             files = ", ".join(str(self.root.absolute() / file) for file in self.files)
             raise UserError(
-                f"could not download or read {type(self).__name__} ({reason}): "
-                f"put these files in place, unchanged, from {self.source}: {files}"
+                f"could not download or read {type(self).__name__} ({reason}): remove what is "
+                f"broken and put these files, from {self.source}, in place: {files}"
             ) from error
         return Part(self._resize(part.images), part.labels), names
 
