@@ -69,9 +69,13 @@ class SimCLR(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         data, features = self.trainer.datamodule, self._pop_features()
-        if data.num_classes is not None:
-            accuracy = self._knn_accuracy(features, data.val_labels)
-            self.log("val/knn", accuracy, prog_bar=True)
+        if data.num_classes is None:
+            score = -self.trainer.callback_metrics["val/loss"]
+        else:
+            score = self._knn_accuracy(features, data.val_labels)
+            self.log("val/knn", score, prog_bar=True)
+        # what best.ckpt is best at
+        self.log("val/score", score, logger=False)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._features.append(self(batch["image"]))

@@ -1,5 +1,6 @@
 """python train.py as a person runs it: results, resumption, determinism, interruption, mistakes."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
+from experiments.callbacks.checkpointing import AtomicCheckpointIO
+from experiments.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "experiment=simclr_smoke"
@@ -134,6 +139,7 @@ MISTAKES = {
     "no data root": (["data=image_folder", "data.root=/nowhere"], ["/nowhere"]),
     "no checkpoint": ([SMOKE, "ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
     "no last run": ([SMOKE, "ckpt_path=last"], ["last"]),
+    "no directory": ([SMOKE, "hydra.run.dir=/dev/null/run"], ["/dev/null/run"]),
     "no GPU": ([SMOKE, "trainer=gpu"], ["gpu"]),
 }
 
@@ -176,6 +182,37 @@ def test_a_used_directory_is_not_overwritten(finished, train):
     assert run.status == 2
     assert "already holds a run" in run.err
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+def test_flat_folder_without_labels_trains_and_says_what_is_left_out(train, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(80):
+        Image.effect_noise((24, 20), 100).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    data = "data=image_folder", f"data.root={folder}"
+    with pytest.warns(UserWarning, match="left out"):
+        run = train(SMOKE, *data, f"hydra.run.dir={tmp_path}/run")
+    assert run.status == 0, run.err
+    assert "the data has no labels" in run.out
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["test/knn"] is None
+    assert (tmp_path / "run/checkpoints/best.ckpt").exists()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def full(checkpoint, file):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"No space left on device; the previous one is intact"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("loss", ["cosine_embedding", "nt_xent"])
