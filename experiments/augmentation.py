@@ -93,7 +93,8 @@ class TwoViews(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # views of half precision would lose the low bits of the grid that they are sampled at
         with torch.autocast(images.device.type, enabled=False):
-            first, second = (self._standardize(self.steps(images / 255)) for _ in range(2))
+            views = self.steps((images / 255).repeat(2, 1, 1, 1))
+            first, second = self._standardize(views).chunk(2)
         return first, second
 
     def normalize(self, images: Tensor) -> Tensor:

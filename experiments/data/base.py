@@ -64,7 +64,8 @@ class ImageData(L.LightningDataModule, ABC):
     Batches are {"image": uint8 (B, 3, H, W), "index": int64 (B,), "label": int64 (B,) if there are
     labels}. Training batches are full and shuffled; the order is drawn from (seed, epoch) alone, so
     that a resumed run, within an epoch too, sees what the run before it would have seen. With
-    several processes each trains on its share of the rows, batch_size at a time, and evaluates all.
+    several processes each trains on its share of the rows, batch_size at a time, and each evaluates
+    all.
 
     Args:
         batch_size: rows of a batch, per process.

@@ -1,5 +1,7 @@
 """Data modules: parts, batches, order, and what a user can get wrong."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -9,17 +11,16 @@ from experiments.errors import UserError
 from experiments.probes import knn_accuracy
 
 
-def orders(data, epochs):
-    """The training rows of each epoch as a trainer sees them."""
-
-    class Trainer:
-        current_epoch, global_rank, world_size = 0, 0, 1
-
-    data.trainer = Trainer()
-    seen = []
-    for data.trainer.current_epoch in range(epochs):
-        seen.append(torch.cat([batch["index"] for batch in data.train_dataloader()]).tolist())
-    return seen
+def training_rows(data, epoch=0, rank=0, processes=1, batches_done=0):
+    """The rows that one process of a trainer sees in one epoch."""
+    progress = SimpleNamespace(current=SimpleNamespace(processed=batches_done))
+    data.trainer = SimpleNamespace(
+        current_epoch=epoch,
+        global_rank=rank,
+        world_size=processes,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+    )
+    return torch.cat([batch["index"] for batch in data.train_dataloader()]).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,18 @@ def test_evaluation_batches_are_all_rows_in_order():
 
 
 def test_order_depends_on_seed_and_epoch_alone():
-    first, second = orders(RandomImages(8, seed=0), epochs=2)
+    data = RandomImages(8, seed=0)
+    first, second = training_rows(data, epoch=0), training_rows(data, epoch=1)
     assert first != second
     torch.manual_seed(123)
-    assert orders(RandomImages(8, seed=0), epochs=2) == [first, second]
-    assert orders(RandomImages(8, seed=1), epochs=1) != [first]
-    assert orders(RandomImages(8, seed=1), epochs=1) != [second]
+    assert training_rows(RandomImages(8, seed=0), epoch=1) == second
+    other = RandomImages(8, seed=1)
+    assert training_rows(other, epoch=0) not in (first, second)
+
+
+def test_an_epoch_goes_on_where_it_was_interrupted():
+    data = RandomImages(8)
+    assert training_rows(data, batches_done=3) == training_rows(data)[3 * 8 :]
 
 
 class Recorder(L.LightningModule):
@@ -103,19 +110,10 @@ def test_a_resumed_run_sees_the_rows_of_one_never_interrupted(tmp_path):
 
 
 def test_processes_share_the_training_rows():
-    class Trainer:
-        current_epoch, world_size = 0, 2
-
-        def __init__(self, rank):
-            self.global_rank = rank
-
-    rows = []
-    for rank in range(2):
-        data = RandomImages(batch_size=16, num_images=250, image_size=4)
-        data.trainer = Trainer(rank)
-        rows.append(torch.cat([batch["index"] for batch in data.train_dataloader()]))
-        assert len(rows[-1]) == 75 // 16 * 16
-    assert len(torch.cat(rows).unique()) == 2 * (75 // 16 * 16)
+    data = RandomImages(batch_size=16, num_images=250, image_size=4)
+    rows = [training_rows(data, rank=rank, processes=2) for rank in range(2)]
+    assert [len(part) for part in rows] == [75 // 16 * 16] * 2
+    assert len(set(rows[0] + rows[1])) == len(rows[0] + rows[1])
 
 
 def test_setup_twice_changes_nothing():
