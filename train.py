@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hydra
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -87,6 +88,8 @@ def build(
             run.path, name="", version="", default_hp_metric=False, purge_step=step
         ),
         plugins=[AtomicCheckpointIO()],
+        # torch synchronises batch norm on GPUs alone
+        sync_batchnorm=config.trainer.sync_batchnorm and torch.cuda.is_available(),
     )
     if trainer.is_global_zero:
         OmegaConf.save(config, run.path / "config.yaml", resolve=True)

@@ -64,7 +64,7 @@ class SimCLR(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images = batch["image"]
-        self.log("val/loss", self._contrast(images), batch_size=len(images))
+        self.log("val/loss", self._contrast(images), batch_size=len(images), sync_dist=True)
         self._features.append(self(images))
 
     def on_validation_epoch_end(self) -> None:
@@ -73,9 +73,9 @@ class SimCLR(L.LightningModule):
             score = -self.trainer.callback_metrics["val/loss"]
         else:
             score = self._knn_accuracy(features, data.val_labels)
-            self.log("val/knn", score, prog_bar=True)
+            self.log("val/knn", score, prog_bar=True, sync_dist=True)
         # what best.ckpt is best at
-        self.log("val/score", score, logger=False)
+        self.log("val/score", score, logger=False, sync_dist=True)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._features.append(self(batch["image"]))
@@ -97,7 +97,8 @@ class SimCLR(L.LightningModule):
                 "raw_pixels/knn": probes.knn_accuracy(
                     raw_train, labels[0], raw_test, labels[1], **self.knn
                 ),
-            }
+            },
+            sync_dist=True,
         )
 
     @torch.no_grad()
