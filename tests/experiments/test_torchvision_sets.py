@@ -47,12 +47,13 @@ def write_fashion_mnist(root):
 
 
 def write_cifar10(root, monkeypatch):
-    """Image i of either part is i in red and 0 in green and blue, of class i % 10."""
+    """Image i of either part is i in red, its row in green and 0 in blue, of class i % 10."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     for name, rows in [("data_batch_1", 40), ("test_batch", 20)]:
         images = np.zeros((rows, 3, 32, 32), dtype=np.uint8)
         images[:, 0] = np.arange(rows)[:, None, None]
+        images[:, 1] = np.arange(32)[:, None]
         batch = {"data": images.reshape(rows, -1), "labels": [i % 10 for i in range(rows)]}
         (folder / name).write_bytes(pickle.dumps(batch))
     names = {"label_names": [f"class {i}" for i in range(10)]}
@@ -64,12 +65,13 @@ def write_cifar10(root, monkeypatch):
 
 
 def write_stl10(root, monkeypatch):
-    """Image i of either part is i in red and 0 in green and blue, of class i % 10."""
+    """Image i of either part is i in red, its row in green and 0 in blue, of class i % 10."""
     folder = root / "stl10_binary"
     folder.mkdir()
     for name, rows in [("train", 40), ("test", 20)]:
         images = np.zeros((rows, 3, 96, 96), dtype=np.uint8)
         images[:, 0] = np.arange(rows)[:, None, None]
+        images[:, 1] = np.arange(96)  # STL-10 stores columns first
         (folder / f"{name}_X.bin").write_bytes(images.tobytes())
         labels = (np.arange(rows) % 10 + 1).astype(np.uint8)  # STL-10 counts from 1
         (folder / f"{name}_y.bin").write_bytes(labels.tobytes())
@@ -77,7 +79,7 @@ def write_stl10(root, monkeypatch):
     monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
 
 
-def check_parts(data, red_only):
+def check_parts(data, grey):
     data.prepare_data()
     data.setup()
     assert data.num_classes == len(data.class_names) == 10
@@ -90,7 +92,12 @@ def check_parts(data, red_only):
         red = images[:, :1]
         assert labels.equal(red[:, 0, 0, 0].long() % 10)
         assert (red == red[:, :, :1, :1]).all()
-        assert (images[:, 1:] == (0 if red_only else red)).all()
+        if grey:
+            assert (images == red).all()
+        else:
+            assert (images[:, 1].diff(dim=1).sum(1) > 25).all()
+            assert (images[:, 1] == images[:, 1, :, :1]).all()
+            assert (images[:, 2] == 0).all()
     drawn = torch.cat([data.train_images, data.val_images])[:, 0, 0, 0]
     assert sorted(drawn.tolist()) == list(range(40))
 
@@ -98,18 +105,18 @@ def check_parts(data, red_only):
 @pytest.mark.parametrize("image_size", [28, 32])
 def test_fashion_mnist(tmp_path, image_size):
     write_fashion_mnist(tmp_path)
-    check_parts(FashionMNIST(8, root=str(tmp_path), image_size=image_size), red_only=False)
+    check_parts(FashionMNIST(8, root=str(tmp_path), image_size=image_size), grey=True)
 
 
 def test_cifar10(tmp_path, monkeypatch):
     write_cifar10(tmp_path, monkeypatch)
-    check_parts(CIFAR10(8, root=str(tmp_path)), red_only=True)
+    check_parts(CIFAR10(8, root=str(tmp_path)), grey=False)
 
 
 @pytest.mark.parametrize("image_size", [96, 64])
 def test_stl10(tmp_path, monkeypatch, image_size):
     write_stl10(tmp_path, monkeypatch)
-    check_parts(STL10(8, root=str(tmp_path), image_size=image_size), red_only=True)
+    check_parts(STL10(8, root=str(tmp_path), image_size=image_size), grey=False)
 
 
 @pytest.mark.parametrize("kind", FILES)
