@@ -66,6 +66,17 @@ class LossCheck(Callback):
         self._checked: set[str] = set()
         self._failures: list[str] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a model that is copied or pickled in training takes its hooks, and us, along: idle
+        idle: dict[str, Any] = {
+            "_losses": {},
+            "_undo": [],
+            "_observed": {},
+            "_open": None,
+            "_listening": False,
+        }
+        return vars(self) | idle
+
     @abstractmethod
     def check(self, loss: PureLoss, observation: Observation) -> Finding:
         """Judge one call of the loss."""
