@@ -47,7 +47,7 @@ def run(precision: str, seed: int, steps: int, rows: int, path: str) -> list[Any
     L.seed_everything(seed, verbose=False)
     losses = {name: name for name in ("in_batch", "nt_xent", "labelled")}
     checks = [
-        GradcheckCallback(every_n_batches=50, target=losses),
+        GradcheckCallback(every_n_batches=100, target=losses),
         GradientDiscrepancyCallback(every_n_batches=10, target=losses),
     ]
     options: dict[str, Any] = {"precision": precision}

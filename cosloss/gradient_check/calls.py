@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Function = Callable[[Any], Any]
 
@@ -57,7 +57,8 @@ def named_arguments(
         {'args': {'x': 1, '1': 2}, 'kwargs': {'k': 3}}
     """
     try:
-        parameters = list(inspect.signature(fn).parameters.values())
+        called = fn.forward if isinstance(fn, nn.Module) else fn
+        parameters = list(inspect.signature(called).parameters.values())
     except ValueError:  # a builtin
         parameters = []
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -88,7 +88,7 @@ def compare_calls(
             truth = gradients(twin or fn, exact, wanted)
             budgets = {n: _budget(g, u, autograd[n] if autograd else g) for n, g in truth.items()}
             errors = {name: ours[name] - truth[name] for name in truth}
-            if any(not errors[n].norm() <= budgets[n] for n in truth):
+            if not all(_within(errors[n], budgets[n]) for n in truth):
                 moved = [
                     gradients(twin or fn, point, wanted)
                     for size in (u, min(64 * u, LARGEST_ROUNDING), min(64 * u, LARGEST_ROUNDING))
@@ -107,7 +107,7 @@ def compare_calls(
             truth[name],
             dtypes.get(name, coarsest),
             budgets[name],
-            passed=bool(errors[name].norm() <= budgets[name]),
+            passed=_within(errors[name], budgets[name]),
         )
         for name in truth
     }
@@ -124,6 +124,11 @@ def _budget(truth: Tensor, u: float, autograd: Tensor) -> float:
     twin = (autograd - truth).norm().item()
     # a twin that is NaN, or far off, excuses nothing
     return SAFETY * (u * norm + (min(twin, TWIN_SHARE * norm) if twin == twin else 0.0))
+
+
+def _within(error: Tensor, budget: float) -> bool:
+    norm = error.norm()
+    return bool(norm <= budget) and bool(norm.isfinite())
 
 
 def _excess(error: Tensor, moves: list[Tensor]) -> Tensor:

@@ -103,7 +103,7 @@ def check_calls(
         try:
             points = [check_point(fn, point, wanted, how, surrogate) for point in (live, generic)]
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            reason = f"the loss does not run in float64: {str(error).splitlines()[0]}"
+            reason = f"the check cannot run in float64: {str(error).splitlines()[0]}"
             return FiniteDifferenceReport(False, math.nan, math.nan, False, reason)
     degenerate = points[0].slope <= DEGENERATE * points[1].slope
     problems = [

@@ -61,9 +61,14 @@ class PureLoss:
 
 def _caller(module: nn.Module, function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     holder = _Holder(module, function)
+    buffers = {name for name, _ in module.named_buffers()}
 
     def call(inputs: dict[str, Any]) -> Any:
-        state = {f"module.{n}": t for n, t in tensors_in(inputs.get("self", {})).items()}
+        # a buffer that the loss counts in is new in each call, so that calls are alike
+        state = {
+            f"module.{name}": t.clone() if name in buffers else t
+            for name, t in tensors_in(inputs.get("self", {})).items()
+        }
         if isinstance(function, nn.Module):
             state |= {f"function.{n}": t for n, t in tensors_in(inputs.get("twin", {})).items()}
         if not state:

@@ -26,7 +26,6 @@ from cosloss.gradient_check.calls import (
     display_name,
     gradients,
     map_tensors,
-    outputs_of,
     replace_tensors,
     sample_rows,
     tensors_in,
@@ -143,13 +142,19 @@ def _along(
     error = abs(analytic - numeric) * root
     if not error > allowed:
         return error, size, allowed, True
-    # the steps between which the slope changes least tell how well it can be known at all
-    slopes = [numeric, *(slope(step * 10**k) for k in range(1, 5))]
-    pairs = [(abs(a - b), b) for a, b in pairwise(slopes) if a or b]
-    uncertain, numeric = min(pairs, default=(0.0, numeric))
+    # how well can the slope be known? Small steps show f's own noise, and each pair of steps the
+    # truncation; the best step has the least of both
+    steps = [step * 10**k for k in range(6)]
+    slopes = [numeric, *(slope(h) for h in steps[1:])]
+    changes = [abs(a - b) for a, b in pairwise(slopes)]
+    rounding = max(changes[0] * steps[0], changes[1] * steps[1])
+    uncertain, numeric = min(
+        (change + 3 * rounding / h, s)
+        for change, h, s in zip(changes, steps[1:], slopes[1:], strict=True)
+    )
     size = max(float(grad.norm()), abs(numeric) * root)
     # an uncertainty beyond a tenth of the gradient decides nothing, and excuses nothing
-    allowed += min(10 * uncertain * root, 0.1 * size)
+    allowed += min(3 * uncertain * root, 0.1 * size)
     return abs(analytic - numeric) * root, size, allowed, uncertain * root <= RELATIVE * size
 
 
@@ -164,7 +169,8 @@ def _torch_gradcheck(
 
         def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
             given = replace_tensors(inputs, dict(zip(wanted, tensors, strict=True)))
-            return tuple(outputs_of(fn(given)))
+            results = tensors_in(fn(given)).values()
+            return tuple(t for t in results if t.is_floating_point())
 
         first_order = partial(gradcheck, check_forward_ad=how.forward_ad)
         judge = gradgradcheck if second_order else first_order
