@@ -1,26 +1,42 @@
 """Finite differences of the loss, on rows of the live batch, while it trains."""
 
-from collections.abc import Callable
 from typing import Any
 
-from cosloss.callbacks.check import LossCheck
-from cosloss.callbacks.observed import Observation, PureLoss, Target
+from cosloss.callbacks.check import LossCheck, Twin
+from cosloss.callbacks.finding import Finding
+from cosloss.callbacks.observed import Observation, Target, judged
+from cosloss.gradient_check.calls import tensors_in
 from cosloss.gradient_check.finite_differences import check_calls
+from cosloss.gradient_check.module import PureLoss
+from cosloss.gradient_check.point import FiniteDifferences
 
 
 class GradcheckCallback(LossCheck):
-    """Check the loss's gradient against finite differences every n batches.
+    """Check a loss's gradient against finite differences every n batches.
 
     In float64, on `rows` rows of what the loss was called with, rescaled to length 1, and at a
-    generic random point, since embeddings that have collapsed show nothing.
+    generic random point each time, since embeddings that have collapsed show nothing. Random
+    directions and torch.autograd.gradcheck's fast mode look at all of these rows, its slow mode at
+    a few.
+
+    Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,seconds}`, where <loss> is
+    the path of the attribute, and for each failure a text and a file to reproduce it from.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.
-        on_failure: "warn", "raise", or "stop" the training gracefully.
-        target: the loss: None for the attribute `loss`, `loss_fn` or `criterion`, a dotted path, a
-            module, or a dict of several by name.
-        rows: how many rows of the batch are looked at.
-        twin: not needed for finite differences.
+        on_failure: "warn", "raise" a `GradientError`, or "stop" gracefully, with a checkpoint.
+        target: the loss: None for the LightningModule's `loss`, `loss_fn` or `criterion`, a dotted
+            path, a module, or a dict of several of these by name. Functions serve as well.
+        rows: how many rows of the batch are looked at; None for all.
+        twin: with surrogate=True, the function whose gradient the loss's must be (or a dict of
+            them by name); None for the module's `reference()`.
+        surrogate: the gradient is deliberately not the derivative (a straight-through estimator):
+            it is compared with the twin's in float64 instead of finite differences.
+        directions: random directions per input and point.
+        slow_rows: rows of which every entry is tried; 0 for none.
+        unit_rows: False leaves the rows at their length.
+        forward_ad: compare forward-mode derivatives too.
+        second_order: run gradgradcheck too.
 
     Attributes:
         checks_run: how many checks were made.
@@ -35,22 +51,37 @@ class GradcheckCallback(LossCheck):
         on_failure: str = "warn",
         target: Target = None,
         rows: int | None = 8,
-        twin: Callable[..., Any] | None = None,
+        twin: Twin = None,
+        surrogate: bool = False,
+        directions: int = 4,
+        slow_rows: int = 2,
+        unit_rows: bool = True,
+        forward_ad: bool = False,
+        second_order: bool = False,
     ) -> None:
         super().__init__(every_n_batches, on_failure, target, rows, twin)
+        self.surrogate = surrogate
+        self.how = FiniteDifferences(directions, slow_rows, unit_rows, forward_ad, second_order)
 
-    def check(
-        self, name: str, loss: PureLoss, observation: Observation
-    ) -> tuple[bool, str, dict[str, float]]:
-        report = check_calls(loss, observation.inputs, observation.wanted, seed=self.batches_seen)
+    def check(self, loss: PureLoss, observation: Observation) -> Finding:
+        if self.surrogate and loss.twin is None:
+            raise ValueError("surrogate=True needs a twin, or a module with a reference()")
+        report = check_calls(
+            loss,
+            observation.inputs,
+            judged(tensors_in(observation.inputs)),
+            self.how,
+            seed=self.batches_seen,
+            surrogate=loss.twin if self.surrogate else None,
+        )
         scalars = {
             "passed": float(report.passed),
             "max_abs_error": report.max_abs_error,
             "max_rel_error": report.max_rel_error,
             "degenerate": float(report.degenerate),
         }
-        return (
-            report.passed,
-            report.reason,
-            {f"gradcheck/{name}/{k}": v for k, v in scalars.items()},
-        )
+        table = "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v:.3g} |" for k, v in scalars.items())
+        return Finding(report.passed, report.reason, scalars, table)
+
+    def settings(self) -> dict[str, Any]:
+        return {**vars(self.how), "surrogate": self.surrogate, "seed": self.batches_seen}

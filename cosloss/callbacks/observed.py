@@ -1,138 +1,151 @@
 """The loss under observation: where it is found, and what it was called with."""
 
-import copy
 import inspect
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from cosloss.gradient_check.calls import map_tensors, tensors_in
+from cosloss.gradient_check.calls import (
+    backward,
+    map_tensors,
+    sample_rows,
+    tensors_in,
+    undisturbed,
+)
+from cosloss.gradient_check.module import PureLoss
 
 ATTRIBUTES = ("loss", "loss_fn", "criterion")
 Target = str | nn.Module | Mapping[str, str | nn.Module] | None
 
 
-def find_losses(model: nn.Module, target: Target) -> dict[str, nn.Module]:
-    """The loss modules to observe, by the name that stands in the tags.
+class Found:
+    """A loss, as a module on which hooks can be put; `release` undoes what finding it changed."""
+
+    def __init__(self, owner: nn.Module, path: str) -> None:
+        *parents, self.attribute = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        self.owner = owner
+        loss = getattr(owner, self.attribute)
+        self.replaced = not isinstance(loss, nn.Module)
+        self.module = loss
+        if self.replaced:
+            if not callable(loss):
+                raise ValueError(f"{path} is a {type(loss).__name__}, not a module or a function")
+            # a function takes no hooks: a module that calls it stands in its place meanwhile
+            self.own = vars(owner).get(self.attribute)
+            self.module = nn.Module()
+            self.module.forward = loss
+            object.__setattr__(owner, self.attribute, self.module)
+
+    def release(self) -> None:
+        if self.replaced:
+            object.__delattr__(self.owner, self.attribute)
+            if self.own is not None:
+                setattr(self.owner, self.attribute, self.own)
+
+
+def find_losses(model: nn.Module, target: Target) -> dict[str, tuple[nn.Module, Found | None]]:
+    """The losses to observe, by the name that stands in the tags.
 
     Raises:
-        ValueError: nothing is found, or what is found is not an nn.Module.
+        ValueError: nothing is found, or what is found cannot be called.
+        AttributeError: a path leads nowhere.
     """
     if target is None:
         for name in ATTRIBUTES:
-            if isinstance(getattr(model, name, None), nn.Module):
-                return {name: getattr(model, name)}
-        raise ValueError(
-            f"{type(model).__name__} has no module named {', '.join(ATTRIBUTES)}; "
-            'say where the loss is: target="path.to.module"'
-        )
+            loss = getattr(model, name, None)
+            # a method may run the encoder: only a path that names it asks for that
+            if callable(loss) and not inspect.ismethod(loss):
+                target = name
+                break
+        else:
+            raise ValueError(
+                f"{type(model).__name__} has no loss under the name {', '.join(ATTRIBUTES)}; "
+                'say where it is: target="path.to.module"'
+            )
     if isinstance(target, nn.Module):
         target = {type(target).__name__: target}
     if isinstance(target, str):
         target = {target: target}
-    found = {}
+    losses: dict[str, tuple[nn.Module, Found | None]] = {}
     for name, where in target.items():
-        module = operator.attrgetter(where)(model) if isinstance(where, str) else where
-        if not isinstance(module, nn.Module):
-            raise ValueError(f"{where} is a {type(module).__name__}; it must be an nn.Module")
-        found[name] = module
-    return found
-
-
-class PureLoss:
-    """A loss module as a function of one nest of inputs, which leaves the module as it is.
-
-    inputs = {"parameters": {name: tensor}, "arguments": {name: value}}. Parameters and buffers are
-    replaced for the time of a call only; hooks on the module do not fire; a loss that gathers from
-    other processes is called in its local form.
-    """
-
-    def __init__(self, module: nn.Module, twin: Callable[..., Any] | None = None) -> None:
-        if getattr(module, "gather_distributed", False):
-            module = copy.copy(module)
-            module.gather_distributed = False  # type: ignore[assignment]
-        self.module = module
-        original = getattr(module, "_orig_mod", module)
-        if twin is None and hasattr(original, "reference"):
-            twin = _ReferenceOf(original)
-        self.twin = None if twin is None else self._caller(twin)
-        parameters = inspect.signature(original.forward).parameters
-        self.names = [n for n, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
-
-    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The nest of inputs of a call of the module."""
-        state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        named = [*self.names, *(f"input{i}" for i in range(len(self.names), len(args)))]
-        return {"state": state, "args": dict(zip(named, args, strict=False)), "kwargs": kwargs}
-
-    def __call__(self, inputs: dict[str, Any]) -> Any:
-        return self._caller(self.module.forward)(inputs)
-
-    def _caller(self, function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-        holder = _Holder(self.module, function)
-
-        def call(inputs: dict[str, Any]) -> Any:
-            state = {f"module.{name}": t for name, t in inputs["state"].items()}
-            return functional_call(holder, state, tuple(inputs["args"].values()), inputs["kwargs"])
-
-        return call
-
-
-class _Holder(nn.Module):
-    """Calls a function while functional_call has the module's parameters replaced."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.function = (function,)  # in a tuple: a module assigned here would be registered
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function[0](*args, **kwargs)
-
-
-class _ReferenceOf:
-    """The module's twin, asked for at each call, so that it sees the parameters of that moment."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.reference()(*args, **kwargs)
+        if isinstance(where, nn.Module):
+            losses[name] = where, None
+        else:
+            found = Found(model, where)
+            losses[name] = found.module, found
+    return losses
 
 
 @dataclass
 class Observation:
-    """One call of the loss: a sample of its rows, and the autocast state it ran under."""
+    """One call of the loss.
+
+    `inputs` are copies: a sample of the rows of the arguments and, if `complete`, the module's
+    parameters at that time. `analytic` has the gradients of the live graph, if they were taken.
+    """
 
     inputs: dict[str, Any]
-    wanted: list[str]
     autocast: dict[str, torch.dtype]
+    versions: dict[str, int]
+    whole: bool
+    complete: bool
+    analytic: dict[str, Tensor] | None = None
 
 
-def observe(inputs: dict[str, Any], rows: int | None, offset: int) -> Observation | None:
-    """Copies of `rows` rows of every input that has the batch's length; None if nothing is sought.
-
-    The rows lie evenly in the batch, from `offset` on; rows=None is the whole batch.
-    """
-    tensors = tensors_in(inputs)
-    wanted = [n for n, t in tensors.items() if t.requires_grad and t.is_floating_point()]
-    if not any(not name.startswith("state.") for name in wanted):
+def observe(
+    loss: PureLoss, arguments: dict[str, Any], rows: int | None, offset: int, complete: bool
+) -> Observation | None:
+    """Copies of at most `rows` rows of a call's arguments; None if none requires a gradient."""
+    tensors = tensors_in(arguments)
+    wanted = judged(tensors)
+    if not wanted:
         return None
-    batch = max((len(tensors[n]) for n in wanted if tensors[n].ndim), default=1)
-    step = max(batch // rows, 1) if rows else 1
-    count = rows or batch
+    sampled = sample_rows(arguments, wanted, rows, offset)
+    whole = sampled is arguments
+    if complete:
+        sampled = sampled | loss.state()
 
-    def sample(name: str, t: Tensor) -> Tensor:
-        requires_grad = t.requires_grad
-        if t.ndim and len(t) == batch and not name.startswith("state."):
-            t = t[offset % step :: step][:count]
-        return t.detach().clone().requires_grad_(requires_grad)
+    def keep(name: str, t: Tensor) -> Tensor:
+        return t.detach().clone().requires_grad_(tensors[name].requires_grad)
 
+    tensors |= tensors_in(sampled) if complete else {}
     kinds = {t.device.type for t in tensors.values()}
-    autocast = {k: torch.get_autocast_dtype(k) for k in kinds if torch.is_autocast_enabled(k)}
-    return Observation(map_tensors(sample, inputs), wanted, autocast)
+    return Observation(
+        inputs=map_tensors(keep, sampled),
+        autocast={k: torch.get_autocast_dtype(k) for k in kinds if torch.is_autocast_enabled(k)},
+        versions={name: tensors[name]._version for name in wanted},
+        whole=whole,
+        complete=complete,
+    )
+
+
+def judged(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the floating-point tensors that require a gradient."""
+    return [n for n, t in tensors.items() if t.requires_grad and t.is_floating_point()]
+
+
+def add_live_gradient(
+    observation: Observation, loss: PureLoss, arguments: dict[str, Any], result: Any
+) -> None:
+    """Take the gradients of the graph that training is about to use, and leave it for training.
+
+    Not where they would be another function's: of a loss that gathers from other processes, on
+    inputs it changed in place, or that have hooks on their gradients. A compiled graph may refuse
+    to be used twice. In these cases the loss is called again on the copies.
+    """
+    live = tensors_in(arguments | loss.state())
+    leaves = {name: live[name] for name in judged(live)}
+    unchanged = all(live[n]._version == version for n, version in observation.versions.items())
+    hooked = any(t._backward_hooks for t in leaves.values())
+    if not observation.whole or loss.gathers or not unchanged or hooked:
+        return
+    try:
+        with undisturbed(arguments):
+            observation.analytic = backward(result, leaves, keep=True)
+    except RuntimeError:
+        return

@@ -8,12 +8,14 @@ from cosloss.gradient_check.finite_differences import (
     FiniteDifferenceReport,
     check_finite_differences,
 )
-from cosloss.gradient_check.report import GradientReport, InputReport
+from cosloss.gradient_check.point import FiniteDifferences
+from cosloss.gradient_check.report import Discrepancy, GradientReport
 
 __all__ = [
+    "Discrepancy",
     "FiniteDifferenceReport",
+    "FiniteDifferences",
     "GradientReport",
-    "InputReport",
     "check_finite_differences",
     "compare_gradients",
 ]

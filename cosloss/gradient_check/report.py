@@ -1,16 +1,29 @@
-"""What a comparison of gradients found."""
+"""What a comparison of gradients found, and how it says so."""
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+TAGS = (
+    "relative",
+    "max_abs",
+    "cosine_distance",
+    "analytic_vs_float64",
+    "autograd_vs_float64",
+    "ulp_p50",
+    "ulp_p99",
+)
 
 
 @dataclass(frozen=True)
-class InputReport:
-    """The gradient on one input: analytic, the twin's by autograd, and the float64 truth.
+class Discrepancy:
+    """The gradient on one input, or the value: analytic, the twin's in the same dtype, the truth.
 
-    Norms are over all entries. `relative` is |analytic - autograd| / |autograd|, the errors
-    against float64 are divided by the truth's norm; `budget` is what `analytic_vs_float64` may be.
+    `relative` is |analytic - autograd| / |autograd|, norms over all entries, `max_abs` the largest
+    entry of their difference; without a twin the truth, float64, stands in for autograd. The two
+    errors against float64 are divided by the truth's norm; `budget` is what `analytic_vs_float64`
+    may be. `row_error` has each row's error, divided by the root mean square of the rows' norms.
     """
 
     name: str
@@ -23,52 +36,142 @@ class InputReport:
     ulp_p99: float
     budget: float
     passed: bool
+    diagnosis: str
     row_error: Tensor = field(repr=False)
 
     def scalars(self) -> dict[str, float]:
-        """The numbers that are logged, by their tag."""
-        names = (
-            "relative",
-            "max_abs",
-            "cosine_distance",
-            "analytic_vs_float64",
-            "autograd_vs_float64",
-            "ulp_p50",
-            "ulp_p99",
-        )
-        return {name: getattr(self, name) for name in names}
+        """The numbers that are logged, by the last part of their tag."""
+        return {tag: getattr(self, tag) for tag in TAGS}
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """Every input's comparison, and the value's."""
+    """The comparison of every input's gradient, and of the value; true where all is right.
 
-    inputs: dict[str, InputReport]
-    value: float
-    value_vs_float64: float
-    value_budget: float
-    reason: str
+    Example of use in a test: `assert report, report`.
+    """
+
+    inputs: dict[str, Discrepancy]
+    value: Discrepancy
+    allowance: str
 
     @property
     def passed(self) -> bool:
         """Whether the value and every gradient are finite and within their error budgets."""
-        value = self.value_vs_float64 <= self.value_budget
-        return value and all(report.passed for report in self.inputs.values())
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Discrepancy]:
+        """What is beyond its budget, the worst first."""
+        failed = [d for d in (*self.inputs.values(), self.value) if not d.passed]
+        return sorted(failed, key=lambda d: -d.analytic_vs_float64 / max(d.budget, 1e-300))
+
+    @property
+    def reason(self) -> str:
+        """One line: what is wrong with the worst of them."""
+        return self.failures[0].diagnosis if self.failures else "every gradient is within budget"
+
+    def __bool__(self) -> bool:
+        return self.passed
 
     def __str__(self) -> str:
-        verdict = "the gradient is right" if self.passed else "THE GRADIENT IS WRONG"
-        return f"{verdict}: {self.reason}\n\n{self.markdown()}"
+        return f"{self.reason}\n\n{self.markdown()}"
 
     def markdown(self) -> str:
-        """A table: one row per input."""
+        """The numbers as a Markdown table, one row per input, and the reason for the budgets."""
+        columns = ("analytic_vs_float64", "autograd_vs_float64", "budget", "relative", "max_abs")
         lines = [
-            "| input | analytic vs float64 | autograd vs float64 | budget | cosine distance | |",
-            "|---|---|---|---|---|---|",
-            f"| value | {self.value_vs_float64:.2e} | | {self.value_budget:.2e} | | |",
+            "| | " + " | ".join((*columns, "cosine_distance")) + " | |",
+            "|---" * (len(columns) + 3) + "|",
         ]
-        for r in self.inputs.values():
-            lines.append(
-                f"| {r.name} | {r.analytic_vs_float64:.2e} | {r.autograd_vs_float64:.2e} "
-                f"| {r.budget:.2e} | {r.cosine_distance:.2e} | {'' if r.passed else 'wrong'} |"
-            )
-        return "\n".join(lines)
+        for d in (self.value, *self.inputs.values()):
+            numbers = " | ".join(f"{getattr(d, c):.2e}" for c in (*columns, "cosine_distance"))
+            lines.append(f"| {d.name} | {numbers} | {'' if d.passed else '**wrong**'} |")
+        return "\n".join([*lines, "", self.allowance])
+
+
+def discrepancy(
+    name: str,
+    ours: Tensor,
+    autograd: Tensor | None,
+    truth: Tensor,
+    dtype: torch.dtype,
+    budget: float,
+    passed: bool,
+) -> Discrepancy:
+    """The numbers for one gradient, computed in float64; `budget` is absolute here."""
+    norm = truth.norm().item()
+    scale = norm or torch.finfo(torch.float64).tiny
+    peer = truth if autograd is None else autograd
+    error = ours - truth
+    ulps = (error.abs() / _spacing(truth, dtype)).flatten()
+    rows, true_rows = row_norms(error), row_norms(truth)
+    analytic = error.norm().item() / scale
+    twin = float("nan") if autograd is None else (autograd - truth).norm().item() / scale
+    return Discrepancy(
+        name=name,
+        relative=(ours - peer).norm().item() / (peer.norm().item() or scale),
+        max_abs=(ours - peer).abs().max().item(),
+        cosine_distance=_cosine_distance(ours, peer),
+        analytic_vs_float64=analytic,
+        autograd_vs_float64=twin,
+        ulp_p50=_quantile(ulps, 0.5),
+        ulp_p99=_quantile(ulps, 0.99),
+        budget=budget / scale,
+        passed=passed,
+        diagnosis="" if passed else _diagnosis(name, ours, truth, budget, analytic, twin),
+        row_error=rows / true_rows.square().mean().sqrt().clamp_min(torch.finfo(rows.dtype).tiny),
+    )
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Norm of each x[i] over all its entries; of a 0-d tensor, its magnitude."""
+    return x.abs().reshape(1) if x.ndim == 0 else x.reshape(len(x), -1).norm(dim=1)
+
+
+def _diagnosis(
+    name: str, ours: Tensor, truth: Tensor, budget: float, analytic: float, twin: float
+) -> str:
+    """What a person would look for first: NaN, a factor, a few rows, another direction."""
+    if not truth.isfinite().all():
+        return f"{name}: the truth itself, in float64, is NaN or infinite"
+    if not ours.isfinite().all():
+        bad = row_norms(ours).isfinite().logical_not().sum().item()
+        return f"{name}: NaN or inf in {bad} of {row_norms(ours).numel()} rows"
+    norm = truth.norm().item()
+    allowed = budget / (norm or 1)
+    by_autograd = "" if twin != twin else f", autograd's by {twin:.1e}"
+    text = f"{name}: off by {analytic:.1e} of its norm{by_autograd}, allowed {allowed:.1e}"
+    if norm == 0:
+        return f"{name}: has norm {ours.norm().item():.1e} where it must be zero"
+    if not ours.any():
+        return f"{text}; it is zero"
+    factor = ((ours * truth).sum() / truth.square().sum()).item()
+    if (ours - factor * truth).norm() <= 0.1 * (ours - truth).norm():
+        return f"{text}; it is {factor:.4g} times the right one"
+    wrong = row_norms(ours - truth) > budget
+    if wrong.sum() <= wrong.numel() // 4:
+        first = int(wrong.nonzero()[0]) if wrong.any() else 0
+        return f"{text}; {int(wrong.sum())} of {wrong.numel()} rows are wrong, first row {first}"
+    return f"{text}; its direction is wrong (cosine distance {_cosine_distance(ours, truth):.1e})"
+
+
+def _spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance between neighbouring numbers of `dtype` at x, subnormal numbers included."""
+    info = torch.finfo(dtype)
+    spacing = torch.ldexp(torch.full_like(x, info.eps), torch.frexp(x).exponent - 1)
+    return torch.where(x == 0, 0, spacing).clamp_min(info.tiny * info.eps)
+
+
+def _quantile(x: Tensor, q: float) -> float:
+    # torch.quantile refuses more than 2^24 entries
+    rank = min(int(q * x.numel()), x.numel() - 1)
+    return x.kthvalue(rank + 1).values.item()
+
+
+def _cosine_distance(a: Tensor, b: Tensor) -> float:
+    """1 - <a, b> / (|a| |b|), as half the squared distance of the directions; 0 if both are 0."""
+    norm_a, norm_b = a.norm(), b.norm()
+    if norm_a == 0 and norm_b == 0:
+        return 0.0
+    return ((a / norm_a - b / norm_b).square().sum() / 2).item()

@@ -1,0 +1,70 @@
+"""What a comparison of gradients shows on TensorBoard beside its scalars."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosloss.gradient_check.calls import tensors_in
+from cosloss.gradient_check.report import GradientReport, row_norms
+
+LOWEST = 1e-20  # an exact row, on a logarithmic axis
+
+
+def add_layout(writer: Any, charts: dict[str, list[str]]) -> None:
+    """One page of custom scalars: per input the analytic and autograd errors in one chart."""
+    errors = ("analytic_vs_float64", "autograd_vs_float64")
+    writer.add_custom_scalars(
+        {
+            f"gradient of {loss}": {
+                f"{name}: error against float64": [
+                    "Multiline",
+                    [f"gradient_discrepancy/{loss}/{name}/{error}" for error in errors],
+                ]
+                for name in [*inputs, "value"]
+            }
+            for loss, inputs in charts.items()
+        }
+    )
+
+
+def add_row_errors(
+    writer: Any, tag: str, report: GradientReport, inputs: Any, step: int, figure: bool
+) -> None:
+    """A histogram of the rows' errors (log10), and perhaps a figure of what they go with."""
+    rows = {n.split(".", 1)[-1]: t.detach().double() for n, t in tensors_in(inputs).items()}
+    for name, found in report.inputs.items():
+        logarithm = found.row_error.clamp(LOWEST, 1 / LOWEST).nan_to_num(1 / LOWEST).log10().cpu()
+        writer.add_histogram(f"{tag}/{name}/log10_row_error", logarithm, step, max_bins=64)
+        if figure and name in rows and logarithm.numel() > 1:
+            drawn = _figure(name, logarithm, rows[name], _partner(name, rows))
+            if drawn is not None:
+                writer.add_figure(f"{tag}/{name}/row_error", drawn, step)
+
+
+def _partner(name: str, rows: dict[str, Tensor]) -> Tensor | None:
+    """The other input of the same shape, if there is one: the second view, or the key."""
+    mine = rows[name]
+    others = [t for n, t in rows.items() if n != name and t.shape == mine.shape and t.ndim > 1]
+    return others[0] if others else None
+
+
+def _figure(name: str, logarithm: Tensor, x: Tensor, partner: Tensor | None) -> Any:
+    """Row error against norm and, with a partner, similarity; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return None
+    panels = {f"norm of the row of {name}": row_norms(x)}
+    if partner is not None:
+        flat, other = x.flatten(1), partner.flatten(1)
+        similarity = torch.nn.functional.cosine_similarity(flat, other)
+        panels["cosine similarity with the same row of the other input"] = similarity
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axes, (label, values) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.plot(values.cpu().numpy(), logarithm.numpy(), ".", markersize=3)
+        axes.set_xlabel(label, fontsize="small")
+        axes.set_ylabel("log10 of the row's error", fontsize="small")
+    return figure

@@ -1,0 +1,211 @@
+"""A gradient against finite differences in float64, at one point.
+
+Along a random direction d of length 1, <g, d> is compared with (f(x + h d) - f(x - h d)) / 2h. With
+n entries sqrt(n) <e, d> estimates |e|, so a few directions measure the error of the whole gradient
+and a wrong entry does not hide. torch.autograd.gradcheck then tries the same point: each entry of a
+few rows, and its fast mode on all of them.
+
+A failure is confirmed nearby, since a kink of the function lies at single points, and with larger
+steps, since a function may compute in float32 whatever its inputs are.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+
+from cosloss.gradient_check.calls import (
+    Function,
+    cotangent,
+    display_name,
+    gradients,
+    map_tensors,
+    replace_tensors,
+    sample_rows,
+    tensors_in,
+)
+
+STEP = 1e-6
+# of rows of length 1: the truncation h^2 f'''/6 and the rounding 2^-53 |f| / h stay well below
+RELATIVE = 1e-5
+ROUNDING = 1e-8
+
+
+@dataclass(frozen=True)
+class FiniteDifferences:
+    """How to check.
+
+    Args:
+        directions: random directions per input and point.
+        slow_rows: rows of which every entry is tried; 0 for none.
+        unit_rows: rescale rows to length 1 first: the gradient of a cosine shrinks like 1/|x|, and
+            an error would drown in any absolute tolerance.
+        forward_ad: compare forward-mode derivatives too.
+        second_order: run gradgradcheck too.
+    """
+
+    directions: int = 4
+    slow_rows: int = 2
+    unit_rows: bool = True
+    forward_ad: bool = False
+    second_order: bool = False
+
+
+DEFAULT = FiniteDifferences()
+
+
+@dataclass(frozen=True)
+class PointReport:
+    """What was found at one point; `slope` estimates the norm of the true gradient."""
+
+    problem: str
+    absolute: float
+    relative: float
+    slope: float
+
+
+def check_point(
+    fn: Function, point: Any, wanted: list[str], how: FiniteDifferences, surrogate: Function | None
+) -> PointReport:
+    """The check, repeated nearby if it fails: a move leaves a kink behind, and no wrong formula."""
+    first = found = _at(fn, point, wanted, how, surrogate)
+    for _ in range(2):
+        if not found.problem:
+            return found
+
+        def nearby(name: str, t: Tensor) -> Tensor:
+            if name not in wanted:
+                return t
+            return t + 1e-3 * t.square().mean().sqrt() * torch.randn_like(t)
+
+        found = _at(fn, map_tensors(nearby, point), wanted, how, surrogate)
+    return found if not found.problem else first
+
+
+def _at(
+    fn: Function, point: Any, wanted: list[str], how: FiniteDifferences, surrogate: Function | None
+) -> PointReport:
+    grads = gradients(fn, point, wanted)
+    if surrogate is not None:
+        return _beside(grads, gradients(surrogate, point, wanted), wanted)
+    worst = PointReport("", 0.0, 0.0, 0.0)
+    exact = True
+    for name in wanted:
+        for _ in range(how.directions):
+            error, size, allowed, precise = _along(fn, point, name, grads)
+            exact = exact and precise
+            relative = error / size if size > ROUNDING else 0.0
+            problem = ""
+            if not error <= allowed:
+                problem = (
+                    f"{display_name(name)}: the gradient is off by {relative:.1e} of its norm, "
+                    f"by finite differences (allowed {allowed / max(size, ROUNDING):.0e})"
+                )
+            worst = PointReport(
+                worst.problem or problem,
+                largest((worst.absolute, error)),
+                largest((worst.relative, relative)),
+                largest((worst.slope, size)),
+            )
+    if worst.problem or not exact:
+        return worst
+    value = max(1.0, abs(float(grads["value"])))
+    problem = _torch_gradcheck(fn, point, wanted, how, worst.slope, value)
+    return PointReport(problem, worst.absolute, worst.relative, worst.slope)
+
+
+def _along(
+    fn: Function, point: Any, name: str, grads: dict[str, Tensor]
+) -> tuple[float, float, float, bool]:
+    """Estimated error, size and allowed error of one gradient's norm, and whether f is precise."""
+    x, grad = tensors_in(point)[name], grads[name]
+    root = math.sqrt(x.numel())
+    direction = torch.randn_like(x)
+    direction /= direction.norm()
+    # a step in proportion to the rows' length, which is 1 unless the caller wants otherwise
+    step = STEP * (float(x.norm()) / math.sqrt(len(x) if x.ndim > 1 else x.numel()) or 1.0)
+
+    def slope(step: float) -> float:
+        up = _value(fn, replace_tensors(point, {name: x + step * direction}))
+        return (up - _value(fn, replace_tensors(point, {name: x - step * direction}))) / (2 * step)
+
+    analytic, numeric = float((grad * direction).sum()), slope(step)
+    size = max(float(grad.norm()), abs(numeric) * root)
+    noise = ROUNDING * max(1.0, abs(float(grads["value"]))) * STEP / step
+    allowed = RELATIVE * size + noise * root
+    error = abs(analytic - numeric) * root
+    if not error > allowed:
+        return error, size, allowed, True
+    # how well can the slope be known? Small steps show f's own noise, and each pair of steps the
+    # truncation; the best step has the least of both
+    steps = [step * 10**k for k in range(6)]
+    slopes = [numeric, *(slope(h) for h in steps[1:])]
+    changes = [abs(a - b) for a, b in pairwise(slopes)]
+    rounding = max(changes[0] * steps[0], changes[1] * steps[1])
+    uncertain, numeric = min(
+        (change + 3 * rounding / h, s)
+        for change, h, s in zip(changes, steps[1:], slopes[1:], strict=True)
+    )
+    size = max(float(grad.norm()), abs(numeric) * root)
+    # an uncertainty beyond a tenth of the gradient decides nothing, and excuses nothing
+    allowed += min(3 * uncertain * root, 0.1 * size)
+    return abs(analytic - numeric) * root, size, allowed, uncertain * root <= RELATIVE * size
+
+
+def _torch_gradcheck(
+    fn: Function, point: Any, wanted: list[str], how: FiniteDifferences, size: float, value: float
+) -> str:
+    """What torch.autograd.gradcheck, and gradgradcheck, have to say: nothing if all is right."""
+
+    def check(rows: int | None, fast: bool, second_order: bool) -> None:
+        inputs = sample_rows(point, wanted, rows)
+        leaves = {n: tensors_in(inputs)[n].detach().clone().requires_grad_() for n in wanted}
+
+        def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
+            given = replace_tensors(inputs, dict(zip(wanted, tensors, strict=True)))
+            results = tensors_in(fn(given)).values()
+            return tuple(t for t in results if t.is_floating_point())
+
+        first_order = partial(gradcheck, check_forward_ad=how.forward_ad)
+        judge = gradgradcheck if second_order else first_order
+        atol = 1e-5 * size + 10 * ROUNDING * value
+        judge(outputs, tuple(leaves.values()), atol=atol, rtol=1e-4, fast_mode=fast)
+
+    try:
+        check(None, True, False)
+        if how.slow_rows:
+            check(how.slow_rows, False, False)
+        if how.second_order:
+            check(None, True, True)
+    except GradcheckError as error:
+        return "torch.autograd.gradcheck: " + " ".join(str(error).split())[:160]
+    return ""
+
+
+def _beside(grads: dict[str, Tensor], right: dict[str, Tensor], wanted: list[str]) -> PointReport:
+    errors = {name: float((grads[name] - right[name]).norm()) for name in wanted}
+    sizes = {name: float(right[name].norm()) for name in wanted}
+    wrong = [name for name in wanted if not errors[name] <= RELATIVE * sizes[name] + 1e-12]
+    problem = (
+        f"{display_name(wrong[0])}: the gradient is not the declared surrogate's" if wrong else ""
+    )
+    relative = largest(errors[n] / sizes[n] if sizes[n] else errors[n] for n in wanted)
+    return PointReport(problem, largest(errors.values()), relative, largest(sizes.values()))
+
+
+def _value(fn: Function, inputs: Any) -> float:
+    with torch.no_grad():
+        outputs = [t for t in tensors_in(fn(inputs)).values() if t.is_floating_point()]
+        return float(sum((o.double() * cotangent(o).double()).sum() for o in outputs))
+
+
+def largest(numbers: Any) -> float:
+    """The largest, and NaN if any is."""
+    numbers = list(numbers)
+    return math.nan if any(n != n for n in numbers) else max(numbers, default=0.0)

@@ -1,0 +1,188 @@
+"""Failed gradient checks as files: written beside the log, and run again from there.
+
+A file holds the inputs, and the loss as the name of its class with its plain attributes and
+parameters: nothing that `torch.load(weights_only=True)` refuses.
+"""
+
+import importlib
+import runpy
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cosloss.gradient_check.calls import judged_inputs, map_tensors, tensors_in
+from cosloss.gradient_check.discrepancy import compare_calls
+from cosloss.gradient_check.finite_differences import check_calls
+from cosloss.gradient_check.module import PureLoss
+from cosloss.gradient_check.point import FiniteDifferences
+
+PLAIN = (type(None), bool, int, float, str, Tensor, torch.dtype, torch.device)
+
+
+def save_failure(
+    path: Path,
+    loss: PureLoss,
+    inputs: dict[str, Any],
+    autocast: dict[str, torch.dtype],
+    finding: str,
+    check: dict[str, Any],
+) -> None:
+    """Write what `replay` needs.
+
+    Args:
+        path: the file to write; its folders are made.
+        loss: the loss: an importable class whose attributes are plain data, modules or functions.
+        inputs: the nest of inputs it was called with.
+        autocast: the autocast dtype by device type, where autocast was on.
+        finding: what was wrong, as text.
+        check: "kind", gradcheck or gradient_discrepancy, and the options of `check_calls`.
+
+    Raises:
+        TypeError: the loss or an argument cannot be written as plain data.
+    """
+    record = {
+        "loss": _encode(loss.module),
+        "twin": _encode(loss.given_twin),
+        "inputs": _encode(inputs),
+        "autocast": autocast,
+        "device": next(iter(tensors_in(inputs).values())).device.type,
+        "finding": finding,
+        "check": check,
+        "main": str(Path(getattr(sys.modules["__main__"], "__file__", "")).resolve()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(record, path)
+
+
+def replay(path: str | Path, device: str | torch.device | None = None) -> int:
+    """Run a failed check again and print what it finds.
+
+    Args:
+        path: a file that a callback wrote.
+        device: where to run it; None for where it failed, or the CPU if that is not there.
+
+    Returns:
+        The exit status: 0 if the gradient is right now, 1 if it is still wrong.
+
+    Raises:
+        ValueError: the file is not one of these, or its loss cannot be imported.
+    """
+    record = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(record, dict) or "check" not in record:
+        raise ValueError(f"{path} was not written by a gradient check")
+    try:
+        loss = PureLoss(_decode(record["loss"], record), _decode(record["twin"], record))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the loss cannot be imported ({error}); run this from your project's folder"
+        ) from error
+    if device is None:
+        device = record["device"] if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+
+    def place(name: str, t: Tensor) -> Tensor:
+        return t.detach().to(where).requires_grad_(t.requires_grad)
+
+    inputs = map_tensors(place, _decode(record["inputs"], record))
+    loss.module.to(where)
+    print(f"{path}\n{record['finding']}\n\nnow:")
+    with ExitStack() as stack:
+        for dtype in record["autocast"].values():
+            stack.enter_context(torch.autocast(where.type, dtype=dtype))
+        report = _run(loss, inputs, dict(record["check"]))
+    print(report)
+    return 0 if report else 1
+
+
+def _run(loss: PureLoss, inputs: dict[str, Any], check: dict[str, Any]) -> Any:
+    wanted = judged_inputs(inputs)
+    if check.pop("kind") == "gradient_discrepancy":
+        return compare_calls(loss, loss.twin, inputs, wanted)
+    surrogate, seed = check.pop("surrogate"), check.pop("seed")
+    how = FiniteDifferences(**check)
+    return check_calls(loss, inputs, wanted, how, seed, loss.twin if surrogate else None)
+
+
+def _encode(value: Any) -> Any:
+    """Plain data for what a loss is made of; containers become lists with their kind in front."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, nn.Module):
+        if vars(type(value)).get("forward") is None and "forward" in vars(value):
+            return ["function module", _encode(value.forward)]
+        kept = vars(nn.Module())
+        attributes = {k: v for k, v in vars(value).items() if k not in kept}
+        state = {**value._parameters, **value._buffers}
+        return ["module", _name(type(value)), _encode(attributes), state, _encode(value._modules)]
+    if isinstance(value, Mapping):
+        return ["dict", [[_encode(k), _encode(v)] for k, v in value.items()]]
+    if isinstance(value, (tuple, list)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return [kind, [_encode(item) for item in value]]
+    if isinstance(value, partial):
+        return ["partial", _encode(value.func), _encode(value.args), _encode(value.keywords)]
+    if callable(value):
+        return ["name", _name(value)]
+    raise TypeError(f"a {type(value).__name__} is not plain data")
+
+
+def _decode(value: Any, record: dict[str, Any]) -> Any:
+    if not isinstance(value, list):
+        return value
+    kind, *parts = value
+    if kind == "name":
+        return _import(parts[0], record)
+    if kind == "module":
+        module_class = _import(parts[0], record)
+        if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
+            raise ValueError(f"{parts[0]} is not an nn.Module")
+        module = module_class.__new__(module_class)
+        nn.Module.__init__(module)
+        for name, attribute in _decode(parts[1], record).items():
+            setattr(module, name, attribute)
+        for name, tensor in parts[2].items():
+            if isinstance(tensor, nn.Parameter) or tensor is None:
+                module.register_parameter(name, tensor)
+            else:
+                module.register_buffer(name, tensor)
+        for name, child in _decode(parts[3], record).items():
+            module.add_module(name, child)
+        return module
+    items = [_decode(part, record) for part in parts]
+    if kind == "function module":
+        module = nn.Module()
+        module.forward = items[0]
+        return module
+    if kind == "partial":
+        return partial(items[0], *items[1], **items[2])
+    entries = [_decode(item, record) for item in parts[0]] if kind != "dict" else parts[0]
+    if kind == "dict":
+        return {_decode(k, record): _decode(v, record) for k, v in entries}
+    return tuple(entries) if kind == "tuple" else entries
+
+
+def _name(value: Any) -> str:
+    """Where a class or function is imported from, "package.module:name"."""
+    name = f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', None)}"
+    if "<" in name or "None" in name:
+        raise TypeError(f"{value!r} has no name to import it by")
+    return name
+
+
+def _import(name: str, record: dict[str, Any]) -> Any:
+    module, _, path = name.partition(":")
+    if module == "__main__":
+        found: Any = runpy.run_path(record["main"], run_name="__replay__")
+        first, *rest = path.split(".")
+        found = found[first]
+    else:
+        found, rest = importlib.import_module(module), path.split(".")
+    for attribute in rest:
+        found = getattr(found, attribute)
+    return found

@@ -1,0 +1,119 @@
+"""Finite differences without Lightning: what they catch, excuse and say."""
+
+import pytest
+import torch
+
+from cosloss import functional
+from cosloss.gradient_check import FiniteDifferences, check_finite_differences
+from tests.callbacks import planted
+from tests.gradient_check.test_compare import LOSSES, views
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_right_gradients_agree(loss):
+    for seed in range(5):
+        report = check_finite_differences(LOSSES[loss](functional), *views(8, seed=seed), seed=seed)
+        assert report, report
+        assert report.max_rel_error < 1e-6
+        assert not report.degenerate
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_large_and_small_rows_are_judged_as_well(scale):
+    pair = views(8, scale=scale)
+    assert check_finite_differences(functional.nt_xent_loss, *pair)
+    report = check_finite_differences(planted.PlantedLoss(planted.one_entry), *pair)
+    assert not report, report
+
+
+@pytest.mark.parametrize("rule", planted.WRONG, ids=lambda rule: rule.__name__)
+def test_wrong_gradients_do_not(rule):
+    report = check_finite_differences(planted.PlantedLoss(rule), *views(8))
+    assert not report
+    assert "finite differences" in report.reason
+
+
+def test_collapsed_rows_are_degenerate_and_hide_nothing():
+    row = torch.ones(8, 16)
+    assert check_finite_differences(functional.nt_xent_loss, row, row).degenerate
+    for rule in (planted.swapped, planted.negated, planted.zero, planted.million):
+        report = check_finite_differences(planted.PlantedLoss(rule), row, row)
+        assert report.degenerate
+        assert not report
+        assert "generic" in report.reason
+
+
+def test_zero_rows_are_no_false_alarm():
+    x, y = views(8)
+    x[3] = 0
+    assert check_finite_differences(functional.nt_xent_loss, x, y)
+    assert check_finite_differences(functional.cosine_embedding_loss, x, y)
+
+
+def test_a_kink_is_excused_and_a_fault_beside_it_is_not():
+    x = torch.tensor([[0.0, 0.6, -0.8], [1.0, 0.0, 0.0]])
+    assert check_finite_differences(lambda x: x.abs().sum(), x)
+    assert check_finite_differences(lambda x: torch.relu(x).square().sum(), x)
+    assert not check_finite_differences(
+        lambda x: planted.Late.apply(x, {"step": 99}).abs().sum(), x
+    )
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.97, False)])
+def test_a_function_that_computes_in_float32(factor, right):
+    class Float32(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.float().exp().mean().to(x.dtype)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return factor * grad * (x.float().exp() / x.numel()).to(x.dtype)
+
+    for seed in range(10):
+        assert bool(check_finite_differences(Float32.apply, *views(8)[:1], seed=seed)) is right
+
+
+def test_a_function_that_refuses_float64_is_said_to():
+    def fussy(x):
+        if x.dtype != torch.float32:
+            raise TypeError("expected float32")
+        return x.sum()
+
+    report = check_finite_differences(fussy, torch.ones(3))
+    assert not report
+    assert "cannot run in float64: expected float32" in report.reason
+
+
+def test_forward_ad_and_second_order_are_options():
+    class NoSecond(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.pow(3).sum()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad):
+            return 3 * grad * ctx.saved_tensors[0].square()
+
+    x = views(4)[0]
+    assert check_finite_differences(NoSecond.apply, x)
+    assert not check_finite_differences(NoSecond.apply, x, how=FiniteDifferences(forward_ad=True))
+    assert not check_finite_differences(NoSecond.apply, x, how=FiniteDifferences(second_order=True))
+    both = FiniteDifferences(forward_ad=True, second_order=True)
+    assert check_finite_differences(torch.tanh, x, how=both)
+
+
+def test_the_domain_of_the_inputs_is_kept():
+    probability, target = torch.rand(6, 4) * 0.8 + 0.1, torch.rand(6, 4).round()
+    loss = torch.nn.functional.binary_cross_entropy
+    assert check_finite_differences(loss, probability.requires_grad_(), target)
+
+
+def test_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    check_finite_differences(torch.sin, torch.ones(3, 2))
+    assert torch.equal(before, torch.get_rng_state())
