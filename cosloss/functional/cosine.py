@@ -57,7 +57,10 @@ def cosine_similarity(
 
     Source: torch.nn.functional.cosine_similarity.
     """
-    x1, x2 = torch.broadcast_tensors(*_promoted(eps, x1=x1, x2=x2))
+    x1, x2 = _promoted(eps, x1=x1, x2=x2)
+    if x1.device.type != "cpu":  # on the CPU, torch.autocast leaves this function alone
+        x1, x2 = _autocast(x1), _autocast(x2)
+    x1, x2 = torch.broadcast_tensors(x1, x2)
     return row_wise(x1.movedim(dim, -1), x2.movedim(dim, -1), eps)
 
 
@@ -105,7 +108,9 @@ def pairwise_cosine_similarity(
             "x1 and x2 must have shapes (..., N, D) and (..., M, D); "
             f"got {tuple(x1.shape)} and {tuple(other.shape)}"
         )
-    return pairwise(x1, x2, eps)
+    # autocast would round the unit rows, and the products, to half precision
+    with torch.autocast(x1.device.type, enabled=False):
+        return pairwise(x1, x2, eps)
 
 
 def cosine_embedding_loss(
@@ -164,7 +169,8 @@ def cosine_embedding_loss(
         return reduce(InBatchCosineEmbedding.apply(joined(input1, input2), margin), reduction)
 
     check_floating(input1=input1, input2=input2)
-    input1, input2 = torch.broadcast_tensors(*_promoted(0.0, input1=input1, input2=input2))
+    input1, input2 = map(_autocast, _promoted(0.0, input1=input1, input2=input2))
+    input1, input2 = torch.broadcast_tensors(input1, input2)
     _check_pairs(input1, reduction, target=target, weight=weight)
     if _can_wait(target):
         _check_target(target)
@@ -184,6 +190,12 @@ def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
     if not dtype.is_floating_point:
         raise RuntimeError(f"expected a common real floating-point dtype; got {dtype}")
     return [tensor.to(dtype) for tensor in tensors.values()]
+
+
+def _autocast(x: Tensor) -> Tensor:
+    # torch.autocast runs these functions in float32
+    narrow = torch.finfo(x.dtype).bits < 32
+    return x.float() if narrow and torch.is_autocast_enabled(x.device.type) else x
 
 
 def _check_pairs(input1: Tensor, reduction: str, **labels: Tensor | None) -> None:

@@ -14,11 +14,11 @@ An exactly zero row is given the gradient 0.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.ops.composition import composed
 
 
 class CosineSimilarity(Function):
@@ -34,17 +34,11 @@ class CosineSimilarity(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         x1, x2, ctx.eps = inputs
         ctx.save_for_backward(x1, x2)
-        ctx.save_for_forward(x1, x2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x1, x2 = ctx.saved_tensors
         return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        x1, x2 = ctx.saved_tensors
-        return kernel.tangent(x1, x2, tangents[0], tangents[1], ctx.eps)
 
 
 class CosineDistance(CosineSimilarity):
@@ -58,23 +52,14 @@ class CosineDistance(CosineSimilarity):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return CosineSimilarity.backward(ctx, -grads[0])
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return -CosineSimilarity.jvp(ctx, *tangents)
-
 
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """`CosineSimilarity`, or under torch.compile and export the operations that it consists of.
-
-    Dynamo refuses a Function with a jvp; Inductor fuses the operations and their derivative.
-    """
-    if torch.compiler.is_compiling():
-        return kernel.forward(x1, x2, eps)
-    return CosineSimilarity.apply(x1, x2, eps)
+    """`CosineSimilarity`, or what it consists of where torch differentiates that itself."""
+    return kernel.forward(x1, x2, eps) if composed() else CosineSimilarity.apply(x1, x2, eps)
 
 
 def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """`CosineDistance`, or under torch.compile and export the operations that it consists of."""
-    if torch.compiler.is_compiling():
+    """`CosineDistance`, or what it consists of where torch differentiates that itself."""
+    if composed():
         return kernel.distance_forward(x1, x2, eps)
     return CosineDistance.apply(x1, x2, eps)

@@ -9,11 +9,11 @@ When V is U, S is symmetric, and one product is enough: grad_u = (G + G^T) u.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.eager import pairwise_cosine_similarity as kernel
+from cosloss.ops.composition import composed
 
 
 class PairwiseCosineSimilarity(Function):
@@ -31,21 +31,15 @@ class PairwiseCosineSimilarity(Function):
     ) -> None:
         x1, x2, ctx.eps = inputs
         ctx.save_for_backward(x1, x2)
-        ctx.save_for_forward(x1, x2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x1, x2 = ctx.saved_tensors
         return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        x1, x2 = ctx.saved_tensors
-        return kernel.tangent(x1, x2, tangents[0], tangents[1], ctx.eps)
-
 
 def pairwise_cosine_similarity(x1: Tensor, x2: Tensor | None, eps: float) -> Tensor:
-    """`PairwiseCosineSimilarity`, or under torch.compile the operations that it consists of."""
-    if torch.compiler.is_compiling():
-        return kernel.forward(x1, x2, eps)
-    return PairwiseCosineSimilarity.apply(x1, x2, eps)
+    """The Function, or what it consists of where torch differentiates that itself."""
+    return (
+        kernel.forward(x1, x2, eps) if composed() else PairwiseCosineSimilarity.apply(x1, x2, eps)
+    )

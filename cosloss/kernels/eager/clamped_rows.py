@@ -37,7 +37,7 @@ def clamped_rows(x: Tensor, eps: float) -> ClampedRows:
 
 
 def through_clamped_rows(grad_unit: Tensor, rows: ClampedRows) -> Tensor:
-    """The gradient on x from the gradient on its unit rows; a tangent goes the same way."""
+    """The gradient on x from the gradient on its unit rows."""
     along = (grad_unit * rows.unit).sum(-1, keepdim=True) * rows.unit
     return torch.where(rows.zero, 0, (grad_unit - torch.where(rows.clamped, 0, along)) / rows.norm)
 

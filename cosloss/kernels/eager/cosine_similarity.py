@@ -3,18 +3,45 @@
 import torch
 from torch import Tensor
 
+from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.kernels.eager.clamped_rows import ClampedRows, clamped_rows, through_clamped_rows
 
 
 def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """<x1, x2> / (max(|x1|, eps) max(|x2|, eps)), in [-1, 1]; of a row with itself, exactly 1."""
-    return _similarity(clamped_rows(x1, eps), clamped_rows(x2, eps)).to(x1.dtype)
+    if blocks.usable(x1, x2):
+        return blocks.similarity(x1, x2, eps, _forward)
+    return _forward(x1, x2, eps)
 
 
 def backward(
     grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients on x1 and x2 from the gradient on the similarity, each only where `needs` asks."""
+    if blocks.usable(grad, x1, x2):
+        return blocks.backward(grad, x1, x2, eps, needs, _backward)
+    return _backward(grad, x1, x2, eps, needs)
+
+
+def distance_forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    """1 - similarity, accurate relative to itself where the similarity is near 1."""
+    if blocks.usable(x1, x2):
+        return blocks.distance(x1, x2, eps, _distance)
+    return _distance(x1, x2, eps)
+
+
+def _forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
+    similarity = (rows1.unit * rows2.unit).sum(-1)
+    # the unit rows' own rounding is divided out, and what is left is clamped, without a derivative
+    squared = _squared_length(rows1) * _squared_length(rows2)
+    exact = (similarity / squared.sqrt()).clamp(-1, 1)
+    return (similarity + (exact - similarity).detach()).to(x1.dtype)
+
+
+def _backward(
+    grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     grad = grad.double().unsqueeze(-1)
     grad1 = grad2 = None
@@ -25,35 +52,11 @@ def backward(
     return grad1, grad2
 
 
-def tangent(
-    x1: Tensor, x2: Tensor, tangent1: Tensor | None, tangent2: Tensor | None, eps: float
-) -> Tensor:
-    """The similarity's tangent from those of x1 and x2; None is a tangent of 0."""
-    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
-    total = x1.new_zeros((), dtype=torch.float64)
-    if tangent1 is not None:
-        total = total + (through_clamped_rows(tangent1.double(), rows1) * rows2.unit).sum(-1)
-    if tangent2 is not None:
-        total = total + (through_clamped_rows(tangent2.double(), rows2) * rows1.unit).sum(-1)
-    return total.to(x1.dtype)
-
-
-def distance_forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """1 - similarity, accurate relative to itself where the similarity is near 1.
-
-    1 - <u, v> = (|u - v|^2 + (1 - |u|^2) + (1 - |v|^2)) / 2; the last two are 0 unless clamped.
-    """
+def _distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    # 1 - <u, v> = (|u - v|^2 + (1 - |u|^2) + (1 - |v|^2)) / 2; the last two are 0 unless clamped
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     between = (rows1.unit - rows2.unit).square().sum(-1)
     return ((between + _shortfall(rows1) + _shortfall(rows2)) / 2).to(x1.dtype)
-
-
-def _similarity(rows1: ClampedRows, rows2: ClampedRows) -> Tensor:
-    similarity = (rows1.unit * rows2.unit).sum(-1)
-    # the unit rows' own rounding is divided out, and what is left is clamped, without a derivative
-    squared = _squared_length(rows1) * _squared_length(rows2)
-    exact = (similarity / squared.sqrt()).clamp(-1, 1)
-    return similarity + (exact - similarity).detach()
 
 
 def _squared_length(rows: ClampedRows) -> Tensor:

@@ -42,21 +42,6 @@ def backward(
     return grad1, grad2
 
 
-def tangent(
-    x1: Tensor, x2: Tensor | None, tangent1: Tensor | None, tangent2: Tensor | None, eps: float
-) -> Tensor:
-    """The similarities' tangent from those of x1 and x2; None is a tangent of 0."""
-    rows1 = clamped_rows(x1, eps)
-    rows2 = rows1 if x2 is None else clamped_rows(x2, eps)
-    total = x1.new_zeros((), dtype=torch.float64)
-    if tangent1 is not None:
-        left = through_clamped_rows(tangent1.double(), rows1) @ rows2.unit.mT
-        total = total + (left + left.mT if x2 is None else left)
-    if tangent2 is not None:
-        total = total + rows1.unit @ through_clamped_rows(tangent2.double(), rows2).mT
-    return total.to(x1.dtype)
-
-
 def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
