@@ -1,5 +1,7 @@
 """Cosine similarity, row-wise and pairwise, and the cosine embedding loss."""
 
+from functools import reduce as reduce_with
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -60,8 +62,8 @@ def cosine_similarity(
     x1, x2 = _promoted(eps, x1=x1, x2=x2)
     if x1.device.type != "cpu":  # on the CPU, torch.autocast leaves this function alone
         x1, x2 = _autocast(x1), _autocast(x2)
-    x1, x2 = torch.broadcast_tensors(x1, x2)
-    return row_wise(x1.movedim(dim, -1), x2.movedim(dim, -1), eps)
+    x1, x2 = (_last(x, dim) for x in _broadcast(x1, x2))
+    return row_wise(x1, x2, eps)
 
 
 def pairwise_cosine_similarity(
@@ -169,9 +171,12 @@ def cosine_embedding_loss(
         return reduce(InBatchCosineEmbedding.apply(joined(input1, input2), margin), reduction)
 
     check_floating(input1=input1, input2=input2)
+    if target.is_complex():
+        raise TypeError(f"target must be real; got {target.dtype}")
     input1, input2 = map(_autocast, _promoted(0.0, input1=input1, input2=input2))
-    input1, input2 = torch.broadcast_tensors(input1, input2)
+    input1, input2 = _broadcast(input1, input2)
     _check_pairs(input1, reduction, target=target, weight=weight)
+    target = target.double()  # in uint8, 255 equals -1
     if _can_wait(target):
         _check_target(target)
     distance = cosine_distance(input1, input2, EMBEDDING_LOSS_EPS)
@@ -186,10 +191,24 @@ def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
             raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
     if not eps >= 0:
         raise RuntimeError(f"eps must be non-negative; got {eps}")
-    dtype = torch.result_type(*(list(tensors.values()) * 2)[:2])
+    dtype = reduce_with(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     if not dtype.is_floating_point:
         raise RuntimeError(f"expected a common real floating-point dtype; got {dtype}")
     return [tensor.to(dtype) for tensor in tensors.values()]
+
+
+def _broadcast(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    # a view of a view that changes nothing is refused by forward-mode AD under torch.compile
+    if x1.shape == x2.shape:
+        return x1, x2
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    return x1, x2
+
+
+def _last(x: Tensor, dim: int) -> Tensor:
+    if x.ndim == 0:
+        return x.movedim(dim, -1).reshape(1)
+    return x if dim in (-1, x.ndim - 1) else x.movedim(dim, -1)
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _direct(x1: Tensor, x2: Tensor, product: Tensor, similarity: Tensor) -> Tens
     torch.linalg.vector_norm(x1, dim=1, out=norms[0])
     torch.linalg.vector_norm(x2, dim=1, out=norms[1])
     torch.sum(torch.mul(x1, x2, out=product), 1, out=similarity)
-    similarity.div_(norms[0]).div_(norms[1])
+    similarity.div_(norms[0] * norms[1])
     return norms
 
 
