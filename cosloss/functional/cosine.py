@@ -1,4 +1,6 @@
-"""Cosine similarity and the cosine embedding loss."""
+"""Cosine similarity, row-wise and pairwise, and the cosine embedding loss."""
+
+from functools import reduce as reduce_with
 
 import torch
 from jaxtyping import Float
@@ -11,29 +13,44 @@ from cosloss.functional._checks import (
     joined,
     reduce,
 )
-from cosloss.ops import CosineSimilarity, InBatchCosineEmbedding
+from cosloss.ops import (
+    InBatchCosineEmbedding,
+    cosine_distance,
+)
+from cosloss.ops import (
+    cosine_similarity as row_wise,
+)
+from cosloss.ops import (
+    pairwise_cosine_similarity as pairwise,
+)
+
+EMBEDDING_LOSS_EPS = 1e-8
 
 
 def cosine_similarity(
     x1: Float[Tensor, "..."], x2: Float[Tensor, "..."], dim: int = 1, eps: float = 1e-8
 ) -> Float[Tensor, "..."]:
-    """Cosine similarity of x1 and x2 along `dim`, with torch's signature and an analytic gradient.
+    """Cosine similarity of x1 and x2 along `dim`: torch's function, with an analytic gradient.
 
     S = <x1, x2> / (max(|x1|, eps) max(|x2|, eps))
 
     Args:
-        x1: floating-point tensor.
-        x2: floating-point tensor whose shape broadcasts with x1's.
-        dim: dimension along which the vectors lie.
-        eps: each norm is clamped to at least eps; the gradient is that of the clamped function.
+        x1: floating-point tensor; an integer one is promoted to the other's dtype.
+        x2: the same; its shape broadcasts with x1's.
+        dim: dimension of the broadcast shape along which the vectors lie.
+        eps: each norm is clamped to at least eps >= 0; the gradient is the true derivative of the
+            clamped function, below eps too.
 
     Returns:
-        The similarities, in the broadcast shape without `dim`. A zero row has similarity 0 and
-        gradient 0.
+        The similarities, in the broadcast shape without `dim`, in the promoted dtype, always in
+        [-1, 1]; that of a vector with itself is exactly 1 unless eps clamps it. A zero row has
+        similarity 0 and gradient 0. A row with a NaN or infinite entry gives NaN, and only it.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: eps is negative.
+        TypeError: an input is not a tensor.
+        RuntimeError: the promoted dtype is not real floating point, the shapes do not broadcast, or
+            eps is negative.
+        IndexError: dim is out of range.
 
     Example:
         >>> x = torch.tensor([[3.0, 4.0]])
@@ -42,11 +59,60 @@ def cosine_similarity(
 
     Source: torch.nn.functional.cosine_similarity.
     """
-    check_floating(x1=x1, x2=x2)
-    if eps < 0:
-        raise ValueError(f"eps must not be negative; got {eps}")
-    x1, x2 = torch.broadcast_tensors(x1, x2)
-    return CosineSimilarity.apply(x1.movedim(dim, -1), x2.movedim(dim, -1), eps)
+    x1, x2 = _promoted(eps, x1=x1, x2=x2)
+    if x1.device.type != "cpu":  # on the CPU, torch.autocast leaves this function alone
+        x1, x2 = _autocast(x1), _autocast(x2)
+    x1, x2 = (_last(x, dim) for x in _broadcast(x1, x2))
+    return row_wise(x1, x2, eps)
+
+
+def pairwise_cosine_similarity(
+    x1: Float[Tensor, "*batch n d"],
+    x2: Float[Tensor, "*batch m d"] | None = None,
+    eps: float = 1e-8,
+) -> Float[Tensor, "*batch n m"]:
+    """Cosine similarity of every row of x1 with every row of x2, by one matrix product.
+
+    S_ij = <x1_i, x2_j> / (max(|x1_i|, eps) max(|x2_j|, eps))
+
+    Args:
+        x1: (N, D), floating point; leading batch dimensions may precede.
+        x2: (M, D); None compares x1 with itself.
+        eps: each norm is clamped to at least eps >= 0.
+
+    Returns:
+        (N, M), in [-1, 1], in the promoted dtype. Without x2 it is exactly symmetric and its
+        diagonal is exactly 1, except for rows that eps clamps. A zero row has similarity 0 and
+        gradient 0.
+
+    Raises:
+        TypeError: an input is not a tensor.
+        RuntimeError: the promoted dtype is not real floating point, or eps is negative.
+        ValueError: an input has fewer than two dimensions, or the shapes do not match.
+
+    Example:
+        >>> pairwise_cosine_similarity(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+        tensor([[1.0000, 0.6000],
+                [0.6000, 1.0000]])
+
+    Source: sklearn.metrics.pairwise.cosine_similarity.
+    """
+    if x2 is None:
+        (x1,) = _promoted(eps, x1=x1)
+    else:
+        x1, x2 = _promoted(eps, x1=x1, x2=x2)
+    other = x1 if x2 is None else x2
+    if min(x1.ndim, other.ndim) < 2 or (x1.shape[:-2], x1.shape[-1]) != (
+        other.shape[:-2],
+        other.shape[-1],
+    ):
+        raise ValueError(
+            "x1 and x2 must have shapes (..., N, D) and (..., M, D); "
+            f"got {tuple(x1.shape)} and {tuple(other.shape)}"
+        )
+    # autocast would round the unit rows, and the products, to half precision
+    with torch.autocast(x1.device.type, enabled=False):
+        return pairwise(x1, x2, eps)
 
 
 def cosine_embedding_loss(
@@ -55,6 +121,7 @@ def cosine_embedding_loss(
     target: Tensor | None = None,
     margin: float = 0.0,
     reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Float[Tensor, "..."]:
     """Cosine embedding loss of labelled pairs, or of a whole batch of positive pairs.
 
@@ -63,21 +130,29 @@ def cosine_embedding_loss(
     of both inputs; rows i of input1 and input2 are positives, all other rows are negatives.
 
     Args:
-        input1: (N, D) or (D,), floating point.
-        input2: the same shape.
-        target: (N,) or (), every entry 1 or -1; None for the in-batch form, which needs (N, D).
+        input1: (N, D), (D,) or (..., D), floating point.
+        input2: a shape that broadcasts with input1's.
+        target: every entry 1 or -1; broadcasts to the inputs' shape without D. None for the
+            in-batch form, which needs two inputs (N, D).
         margin: similarity up to which a negative costs nothing, in [-1, 1].
         reduction: "none" gives (N,), or (2N,) in-batch; "sum" and "mean" are over those. The
             in-batch mean is the positives' mean plus the negatives' mean, whatever N is; with
             N = 1 there is no negative, and that part is 0.
+        weight: multiplies each pair's loss before the reduction; the mean divides by the number of
+            pairs, as binary_cross_entropy's does. Broadcasts to the inputs' shape without D.
 
     Returns:
-        The loss, a scalar unless reduction is "none".
+        The loss, a scalar unless reduction is "none". Norms are clamped to at least 1e-8. 1 - S
+        keeps its relative accuracy where S is near 1. A pair with a zero row costs 1, or
+        max(0, -margin), and has gradient 0.
 
     Raises:
         TypeError: an input is not a real floating-point tensor.
-        ValueError: shapes do not match, a target is not 1 or -1, margin or reduction is invalid,
-            or the batch is empty.
+        RuntimeError: shapes do not match.
+        ValueError: a target is not 1 or -1, margin or reduction is invalid, weight is given without
+            a target, or the batch is empty and the reduction "mean". Where raising for a target
+            would wait for a device, or is impossible (torch.compile, vmap), the loss of that pair
+            and its gradient are NaN instead.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0]])
@@ -90,19 +165,87 @@ def cosine_embedding_loss(
     if not -1 <= margin <= 1:
         raise ValueError(f"margin must be in [-1, 1]; got {margin}")
     if target is None:
+        if weight is not None:
+            raise ValueError("weight needs a target: the in-batch form takes none")
         check_views(input1, input2)
         return reduce(InBatchCosineEmbedding.apply(joined(input1, input2), margin), reduction)
 
     check_floating(input1=input1, input2=input2)
-    if input1.shape != input2.shape or target.shape != input1.shape[:-1]:
-        raise ValueError(
-            "input1 and input2 must have shape (N, D) and target (N,), or (D,) and (); "
-            f"got {tuple(input1.shape)}, {tuple(input2.shape)} and {tuple(target.shape)}"
-        )
-    if target.numel() == 0:
-        raise ValueError("the batch is empty")
-    if not ((target == 1) | (target == -1)).all():
-        raise ValueError("every target must be 1 or -1")
-    similarity = CosineSimilarity.apply(input1, input2, 1e-8)
-    loss = torch.where(target == 1, 1 - similarity, torch.relu(similarity - margin))
-    return reduce(loss, reduction)
+    if target.is_complex():
+        raise TypeError(f"target must be real; got {target.dtype}")
+    input1, input2 = map(_autocast, _promoted(0.0, input1=input1, input2=input2))
+    input1, input2 = _broadcast(input1, input2)
+    _check_pairs(input1, reduction, target=target, weight=weight)
+    target = target.double()  # in uint8, 255 equals -1
+    if _can_wait(target):
+        _check_target(target)
+    distance = cosine_distance(input1, input2, EMBEDDING_LOSS_EPS)
+    loss = torch.where(target == 1, distance, torch.relu((1 - margin) - distance))
+    loss = loss * torch.where((target == 1) | (target == -1), 1.0, torch.nan).to(loss.dtype)
+    return reduce(loss if weight is None else weight * loss, reduction)
+
+
+def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
+    if not eps >= 0:
+        raise RuntimeError(f"eps must be non-negative; got {eps}")
+    dtype = reduce_with(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    if not dtype.is_floating_point:
+        raise RuntimeError(f"expected a common real floating-point dtype; got {dtype}")
+    return [tensor.to(dtype) for tensor in tensors.values()]
+
+
+def _broadcast(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    # a view of a view that changes nothing is refused by forward-mode AD under torch.compile
+    if x1.shape == x2.shape:
+        return x1, x2
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    return x1, x2
+
+
+def _last(x: Tensor, dim: int) -> Tensor:
+    if x.ndim == 0:
+        return x.movedim(dim, -1).reshape(1)
+    return x if dim in (-1, x.ndim - 1) else x.movedim(dim, -1)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    # torch.autocast runs these functions in float32
+    narrow = torch.finfo(x.dtype).bits < 32
+    return x.float() if narrow and torch.is_autocast_enabled(x.device.type) else x
+
+
+def _check_pairs(input1: Tensor, reduction: str, **labels: Tensor | None) -> None:
+    pairs = input1.shape[:-1]
+    for name, label in labels.items():
+        # expanding one way only: a (N, 1) target would otherwise make an (N, N) loss
+        if label is not None and not _expands(label.shape, pairs):
+            raise RuntimeError(
+                f"{name} must broadcast to the inputs' shape without the last dimension, "
+                f"{tuple(pairs)}; got {tuple(label.shape)}"
+            )
+    if reduction == "mean" and pairs.numel() == 0:
+        raise ValueError("the mean of an empty batch is undefined; got no pairs")
+
+
+def _expands(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(
+        have in (1, want) for have, want in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
+def _can_wait(target: Tensor) -> bool:
+    return (
+        target.device.type == "cpu"
+        and type(target) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(target)
+    )
+
+
+def _check_target(target: Tensor) -> None:
+    invalid = target[(target != 1) & (target != -1)]
+    if invalid.numel():
+        raise ValueError(f"every target must be 1 or -1; got {invalid[0].item()}")

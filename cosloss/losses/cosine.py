@@ -51,8 +51,16 @@ class CosineEmbeddingLoss(nn.Module):
         self.margin = margin
         self.reduction = reduction
 
-    def forward(self, input1: Tensor, input2: Tensor, target: Tensor | None = None) -> Tensor:
-        return functional.cosine_embedding_loss(input1, input2, target, self.margin, self.reduction)
+    def forward(
+        self,
+        input1: Tensor,
+        input2: Tensor,
+        target: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        return functional.cosine_embedding_loss(
+            input1, input2, target, self.margin, self.reduction, weight
+        )
 
     def reference(self) -> Callable[..., Tensor]:
         """This module's twin in plain autograd torch operations."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.ops.composition import composed
 
 
 class CosineSimilarity(Function):
@@ -37,4 +38,28 @@ class CosineSimilarity(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x1, x2 = ctx.saved_tensors
-        return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad[:2]), None
+        return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
+
+
+class CosineDistance(CosineSimilarity):
+    """1 - S, accurate relative to itself where S is near 1; its gradient is that of -S."""
+
+    @staticmethod
+    def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+        return kernel.distance_forward(x1, x2, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return CosineSimilarity.backward(ctx, -grads[0])
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    """`CosineSimilarity`, or what it consists of where torch differentiates that itself."""
+    return kernel.forward(x1, x2, eps) if composed() else CosineSimilarity.apply(x1, x2, eps)
+
+
+def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    """`CosineDistance`, or what it consists of where torch differentiates that itself."""
+    if composed():
+        return kernel.distance_forward(x1, x2, eps)
+    return CosineDistance.apply(x1, x2, eps)

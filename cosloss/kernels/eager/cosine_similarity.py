@@ -3,38 +3,65 @@
 import torch
 from torch import Tensor
 
-
-def _norm(x: Tensor) -> Tensor:
-    # sqrt has an infinite derivative at 0, so the zero row is moved off it
-    squared = x.square().sum(-1, keepdim=True)
-    zero = squared == 0
-    return torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())
+from cosloss.kernels.eager import cosine_similarity_blocks as blocks
+from cosloss.kernels.eager.clamped_rows import ClampedRows, clamped_rows, through_clamped_rows
 
 
 def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """<x1, x2> / (max(|x1|, eps) max(|x2|, eps))."""
-    return (x1 / _norm(x1).clamp_min(eps) * (x2 / _norm(x2).clamp_min(eps))).sum(-1)
+    """<x1, x2> / (max(|x1|, eps) max(|x2|, eps)), in [-1, 1]; of a row with itself, exactly 1."""
+    if blocks.usable(x1, x2):
+        return blocks.similarity(x1, x2, eps, _forward)
+    return _forward(x1, x2, eps)
 
 
 def backward(
-    grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, bool]
+    grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients on x1 and x2 from the gradient on the similarity, each only where `needs` asks."""
-    norm1, norm2 = _norm(x1), _norm(x2)
-    u1, u2 = x1 / norm1.clamp_min(eps), x2 / norm2.clamp_min(eps)
-    similarity = (u1 * u2).sum(-1, keepdim=True)
-    grad = grad.unsqueeze(-1)
+    if blocks.usable(grad, x1, x2):
+        return blocks.backward(grad, x1, x2, eps, needs, _backward)
+    return _backward(grad, x1, x2, eps, needs)
+
+
+def distance_forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    """1 - similarity, accurate relative to itself where the similarity is near 1."""
+    if blocks.usable(x1, x2):
+        return blocks.distance(x1, x2, eps, _distance)
+    return _distance(x1, x2, eps)
+
+
+def _forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
+    similarity = (rows1.unit * rows2.unit).sum(-1)
+    # the unit rows' own rounding is divided out, and what is left is clamped, without a derivative
+    squared = _squared_length(rows1) * _squared_length(rows2)
+    exact = (similarity / squared.sqrt()).clamp(-1, 1)
+    return (similarity + (exact - similarity).detach()).to(x1.dtype)
+
+
+def _backward(
+    grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
+    grad = grad.double().unsqueeze(-1)
     grad1 = grad2 = None
     if needs[0]:
-        grad1 = _one_side(grad, u1, u2, similarity, norm1, eps)
+        grad1 = through_clamped_rows(grad * rows2.unit, rows1).to(x1.dtype)
     if needs[1]:
-        grad2 = _one_side(grad, u2, u1, similarity, norm2, eps)
+        grad2 = through_clamped_rows(grad * rows1.unit, rows2).to(x2.dtype)
     return grad1, grad2
 
 
-def _one_side(
-    grad: Tensor, u: Tensor, other: Tensor, similarity: Tensor, norm: Tensor, eps: float
-) -> Tensor:
-    # below eps the norm is the constant eps, and the projection term is absent
-    projection = torch.where(norm > eps, similarity, 0) * u
-    return torch.where(norm == 0, 0, grad * (other - projection) / norm.clamp_min(eps))
+def _distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    # 1 - <u, v> = (|u - v|^2 + (1 - |u|^2) + (1 - |v|^2)) / 2; the last two are 0 unless clamped
+    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
+    between = (rows1.unit - rows2.unit).square().sum(-1)
+    return ((between + _shortfall(rows1) + _shortfall(rows2)) / 2).to(x1.dtype)
+
+
+def _squared_length(rows: ClampedRows) -> Tensor:
+    return torch.where(rows.clamped.squeeze(-1), 1, rows.unit.square().sum(-1))
+
+
+def _shortfall(rows: ClampedRows) -> Tensor:
+    return torch.where(rows.clamped.squeeze(-1), 1 - rows.unit.square().sum(-1), 0)

@@ -1,0 +1,96 @@
+"""Check every op of the table on this machine: `python -m cosloss.verify --device cuda`.
+
+For each op and dtype: the worst error of the value and of the gradients against the float64 twin,
+at generic and at hard inputs, for our op and for torch's own function where there is one. A row
+fails when our op errs by more than its twin allows (`cosloss.testing.op`); then the exit status
+is 1. Torch's columns are for comparison, and do not decide.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from cosloss.testing import OPS, Errors, Op, Sample, errors
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+COLUMNS = ("op", "dtype", "inputs", "value", "gradient", "budget", "torch", "torch grad", "")
+ROW = "{:<28} {:<9} {:<8} {:>9} {:>9} {:>9} {:>9} {:>10}  {}"
+
+
+def verify(
+    ops: Iterable[Op] = OPS,
+    dtypes: Sequence[str] = DTYPES,
+    device: str = "cpu",
+    show: Callable[[str], object] = print,
+) -> bool:
+    """Show the table, one line per op, dtype and kind of input; True if every op kept its budget.
+
+    Args:
+        ops: rows of `cosloss.testing.OPS`.
+        dtypes: names of torch dtypes.
+        device: where the ops run.
+        show: receives each line.
+
+    Example:
+        >>> verify(OPS[:1], ["float32"], show=lambda line: None)
+        True
+    """
+    show(ROW.format(*COLUMNS))
+    passed = True
+    for op in ops:
+        for name in dtypes:
+            dtype: torch.dtype = getattr(torch, name)
+            budget = op.budget(dtype, device)
+            for kind, samples in (("generic", op.generic()), ("hard", op.hard(dtype))):
+                listed = list(samples)
+                ours, sample = _worst(op.function, op, listed, dtype, device, budget)
+                theirs = _peer(op, listed, dtype, device, budget)
+                verdict = "ok" if ours.within(budget) else f"FAIL at {sample}"
+                passed &= ours.within(budget)
+                numbers = (*ours, max(budget), *theirs)
+                cells = ("-" if number is None else f"{number:.1e}" for number in numbers)
+                show(ROW.format(op.name, name, kind, *cells, verdict))
+    return passed
+
+
+def _worst(
+    function: Callable[..., Tensor],
+    op: Op,
+    samples: Sequence[Sample],
+    dtype: torch.dtype,
+    device: str,
+    budget: Errors,
+) -> tuple[Errors, str]:
+    """The worst value and gradient errors, and the name of a sample beyond the budget, if any."""
+    worst, name = Errors(0.0, 0.0), ""
+    for sample in samples:
+        found = errors(function, op.twin, sample, dtype, device)
+        worst = Errors(max(worst.value, found.value), max(worst.gradient, found.gradient))
+        if not found.within(budget):
+            name = repr(sample.name)
+    return worst, name
+
+
+def _peer(
+    op: Op, samples: Sequence[Sample], dtype: torch.dtype, device: str, budget: Errors
+) -> tuple[float | None, float | None]:
+    if op.peer is None:
+        return None, None
+    return _worst(op.peer, op, samples, dtype, device, budget)[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cosloss.verify", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES)
+    options = parser.parse_args(arguments)
+    passed = verify(dtypes=options.dtype, device=options.device)
+    print("every op is within its budget" if passed else "an op is beyond its budget")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

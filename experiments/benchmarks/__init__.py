@@ -1,0 +1,1 @@
+"""Time and memory of the ops beside their rivals: `python -m experiments.benchmarks cosine`."""

@@ -1,0 +1,49 @@
+"""What the benchmark suites measure, and that a wrong op gets no speed-up."""
+
+from dataclasses import replace
+
+import torch
+
+from cosloss import cosine_similarity
+from cosloss.testing import OPS
+from experiments.benchmarks.measure import (
+    forward_and_backward,
+    keeps_its_budget,
+    measure,
+    peak_memory,
+    show,
+)
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def two_after_each_other():
+        first = torch.empty(1 << 18)
+        del first
+        return torch.empty(1 << 19)
+
+    assert peak_memory(two_after_each_other) == 2.0
+    assert peak_memory(lambda: (torch.empty(1 << 18), torch.empty(1 << 19))) == 3.0
+
+
+def test_similarity_holds_little_beyond_the_two_gradients():
+    x, y = torch.randn(2, 16384, 512)
+    step = forward_and_backward(cosine_similarity, x.requires_grad_(), y.requires_grad_())
+    assert 64 <= peak_memory(step) <= 1.05 * 64
+
+
+def test_contenders_take_turns():
+    calls = []
+    measured = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls[4:10] == ["a", "b"] * 3
+    assert measured["a"].fastest <= measured["a"].median
+
+
+def test_no_speed_up_for_a_wrong_op(capsys):
+    op = OPS[0]
+    assert keeps_its_budget(op)
+    wrong = replace(op, function=lambda x1, x2, **keywords: 1.01 * op.function(x1, x2, **keywords))
+    assert not keeps_its_budget(wrong)
+    measured = measure({"cosloss": lambda: None, "copy": lambda: None}, rounds=1)
+    show("title", measured, "copy", right=False)
+    assert "no speed-up is claimed" in (out := capsys.readouterr().out)
+    assert "x\n" not in out

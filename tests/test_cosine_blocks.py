@@ -1,0 +1,45 @@
+"""The blocks of plain CPU tensors agree with the formulas for every case, whatever their size."""
+
+import pytest
+import torch
+import torch.utils.flop_counter
+
+from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.kernels.eager import cosine_similarity_blocks as blocks
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("block", [1, 40, 1 << 21])
+def test_blocks_equal_the_formulas_for_every_case(monkeypatch, block, needs):
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 23, 13, generator=generator)
+    x[3], y[5] = 0, 1e-9 * y[5]  # careful rows among direct ones
+    y[7], y[8], x[9], y[11] = 3 * x[7], -x[8], 1e25 * x[9], x[11] + 1e-4 * y[11]
+    grad = torch.linspace(-0.37, 1.1, 23)
+    grad[13], grad[14], grad[15] = 0, 1e-30, 1e25
+    with torch.no_grad():
+        assert blocks.usable(grad, x, y)
+        pairs = [
+            (kernel.forward(x, y, 1e-8), kernel._forward(x, y, 1e-8)),
+            (kernel.distance_forward(x, y, 1e-8), kernel._distance(x, y, 1e-8)),
+        ]
+        ours = kernel.backward(grad, x, y, 1e-8, needs)
+        exact = kernel._backward(grad, x, y, 1e-8, needs)
+    for ours_i, exact_i, side in zip(ours, exact, (x, y), strict=True):
+        assert (ours_i is None) == (exact_i is None)
+        if exact_i is not None:
+            size = (grad.abs() / side.norm(dim=1).clamp_min(1e-8)).clamp_min(1e-37)[:, None]
+            pairs.append((ours_i / size, exact_i / size))
+    for ours_i, exact_i in pairs:
+        torch.testing.assert_close(ours_i, exact_i, rtol=1e-6, atol=1e-6)
+
+
+def test_under_a_dispatch_mode_or_recording_it_is_not_plain():
+    x = torch.ones(2, 3)
+    with torch.no_grad():
+        assert blocks.usable(x)
+        assert not blocks.usable(x.half())
+        with torch.utils.flop_counter.FlopCounterMode(display=False):
+            assert not blocks.usable(x)
+    assert not blocks.usable(x)
