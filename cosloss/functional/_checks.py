@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cosloss.ops.transformed import transformed
+
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -31,6 +33,40 @@ def check_views(z1: Tensor, z2: Tensor) -> None:
         )
     if z1.shape[0] == 0:
         raise ValueError("z1 and z2 must have at least one row; got an empty batch")
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise unless temperature is a positive number or a 0-d tensor.
+
+    A tensor's sign is looked at only where that does not wait for a device.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.ndim != 0:
+            raise ValueError(
+                "temperature must be a number or a 0-d tensor; "
+                f"got shape {tuple(temperature.shape)}"
+            )
+        if temperature.device.type != "cpu" or transformed(temperature):
+            return
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive; got {float(temperature)}")
+
+
+def check_groups(ignore: Tensor | None, n: int) -> None:
+    """Raise unless ignore is None or holds one group id per item."""
+    if ignore is not None and (ignore.shape != (n,) or ignore.is_floating_point()):
+        raise ValueError(
+            f"ignore must hold one integer group id per item, shape ({n},); "
+            f"got {ignore.dtype} of shape {tuple(ignore.shape)}"
+        )
+
+
+def check_weight(weight: Tensor | None, n: int) -> None:
+    """Raise unless weight is None or holds one number per item."""
+    if weight is not None and weight.shape != (n,):
+        raise ValueError(
+            f"weight must hold one number per item, shape ({n},); got {tuple(weight.shape)}"
+        )
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

@@ -1,0 +1,91 @@
+"""The cosine embedding loss of a whole batch of positive pairs."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cosloss.functional._checks import (
+    check_groups,
+    check_reduction,
+    check_views,
+    check_weight,
+    joined,
+)
+from cosloss.functional._in_batch import excluded, loss_of_rows, unit
+from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
+from cosloss.ops import cosine_distance
+from cosloss.ops.transformed import transformed
+
+
+def in_batch_cosine_embedding_loss(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    margin: float = 0.0,
+    reduction: str = "mean",
+    *,
+    ignore: Int[Tensor, " n"] | None = None,
+    weight: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, "..."]:
+    """Cosine embedding loss in which every row has one positive and all other rows as negatives.
+
+    l_i = 1 - S_i,pos(i) + mean_j max(0, S_ij - margin)
+
+    over the 2N rows of z1 and z2, S their cosine similarities, j over row i's negatives. Memory is
+    O(N D).
+
+    Args:
+        z1: (N, D), floating point; rows need not be normalised.
+        z2: (N, D), row i a second view of row i of z1.
+        margin: similarity up to which a negative costs nothing, in [-1, 1].
+        reduction: "none" gives (2N,), z1's rows first; "sum" and "mean" are over those.
+        ignore: (N,), one group id per item; items of the same group are not negatives.
+        weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
+
+    Returns:
+        The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
+        similarity 0 with every row, and gradient 0. A row without negatives has only its positive's
+        part. A NaN or an infinity makes every loss NaN.
+
+    Raises:
+        TypeError: an input is not a real floating-point tensor.
+        ValueError: shapes do not match, the batch is empty, margin or reduction is invalid.
+
+    Example:
+        >>> z = torch.eye(2)
+        >>> in_batch_cosine_embedding_loss(z, z, margin=-0.5)
+        tensor(0.5000)
+
+    Source: torch.nn.functional.cosine_embedding_loss, over all pairs of a batch.
+    """
+    check_reduction(reduction)
+    if not -1 <= margin <= 1:
+        raise ValueError(f"margin must be in [-1, 1]; got {margin}")
+    check_views(z1, z2)
+    n = z1.shape[0]
+    check_groups(ignore, n)
+    check_weight(weight, n)
+    z = joined(z1, z2)
+    full = z.to(torch.promote_types(z.dtype, torch.float32))
+    return loss_of_rows(
+        unit(z),
+        None,
+        cosine_distance(full[:n], full[n:], 0.0).repeat(2),
+        CosineEmbedding(margin, _negatives(n, ignore)),
+        excluded((0, n, -n), ignore, copies=2),
+        two_way=True,
+        like=z,
+        reduction=reduction,
+        weight=weight,
+    )
+
+
+def _negatives(n: int, ignore: Tensor | None) -> int | Tensor:
+    """Each row's number of negatives, at least 1."""
+    if ignore is None:
+        return max(2 * n - 2, 1)
+    if transformed(ignore):
+        same = (ignore == ignore[:, None]).sum(1)
+    else:
+        _, group, sizes = ignore.unique(return_inverse=True, return_counts=True)
+        same = sizes[group]
+    return (2 * (n - same)).clamp_min(1).repeat(2)

@@ -1,0 +1,20 @@
+"""Whether something beyond reverse-mode autograd is looking at a computation."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """True under torch.compile, inside a torch.func transform, and for forward-mode tangents.
+
+    An op that is tiled, in place and differentiable once then gives way to plain operations.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or any(
+            tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+            for tensor in tensors
+        )
+    )
