@@ -23,16 +23,22 @@ def check_floating(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must have a real floating-point dtype; got {tensor.dtype}")
 
 
+def check_pairs(**pair: Tensor) -> None:
+    """Raise unless the two tensors are floating point, of one shape (N, D) with N >= 1."""
+    check_floating(**pair)
+    (name1, x1), (name2, x2) = pair.items()
+    if x1.ndim != 2 or x1.shape != x2.shape:
+        raise ValueError(
+            f"{name1} and {name2} must both have shape (N, D), row i of each of the same item; "
+            f"got {tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
+    if x1.shape[0] == 0:
+        raise ValueError(f"{name1} and {name2} must have at least one row; got an empty batch")
+
+
 def check_views(z1: Tensor, z2: Tensor) -> None:
     """Raise unless z1 and z2 are two floating-point views of the same N >= 1 items, (N, D)."""
-    check_floating(z1=z1, z2=z2)
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(
-            "z1 and z2 must both have shape (N, D), row i of each a view of the same item; "
-            f"got {tuple(z1.shape)} and {tuple(z2.shape)}"
-        )
-    if z1.shape[0] == 0:
-        raise ValueError("z1 and z2 must have at least one row; got an empty batch")
+    check_pairs(z1=z1, z2=z2)
 
 
 def check_temperature(temperature: float | Tensor) -> None:

@@ -1,6 +1,6 @@
 """The cosine embedding loss of a whole batch of positive pairs."""
 
-import torch
+import torch  # noqa: F401  (the doctest's)
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -13,7 +13,6 @@ from cosloss.functional._checks import (
 )
 from cosloss.functional._in_batch import excluded, loss_of_rows, unit
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
-from cosloss.ops import cosine_distance
 from cosloss.ops.transformed import transformed
 
 
@@ -65,11 +64,11 @@ def in_batch_cosine_embedding_loss(
     check_groups(ignore, n)
     check_weight(weight, n)
     z = joined(z1, z2)
-    full = z.to(torch.promote_types(z.dtype, torch.float32))
+    u = unit(z)
     return loss_of_rows(
-        unit(z),
+        u,
         None,
-        cosine_distance(full[:n], full[n:], 0.0).repeat(2),
+        _distance(u[:n], u[n:]).repeat(2),
         CosineEmbedding(margin, _negatives(n, ignore)),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
@@ -77,6 +76,13 @@ def in_batch_cosine_embedding_loss(
         reduction=reduction,
         weight=weight,
     )
+
+
+def _distance(u1: Tensor, u2: Tensor) -> Tensor:
+    """1 - <u1, u2> of unit or zero rows, with a small relative error where it is small."""
+    # |u1 - u2|^2 / 2 is that for two unit rows; a zero row's square lacks its half
+    halves = sum((u.detach() == 0).all(1).to(u.dtype) / 2 for u in (u1, u2))
+    return (u1 - u2).square().sum(1) / 2 + halves
 
 
 def _negatives(n: int, ignore: Tensor | None) -> int | Tensor:

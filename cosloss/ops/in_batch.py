@@ -107,10 +107,12 @@ class InBatch(Function):
 def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     r, c, positive, bias, _ = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    inputs = (r, c, positive, None, bias)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        # aliases, since one input may be a function of another: the positive's logit is one of r
+        r, c, positive, bias = (x if x is None else x.view_as(x) for x in (r, c, positive, bias))
         loss = dense(r, c, positive, ctx.weight, bias, ctx.matrix)
+    inputs = (r, c, positive, None, bias)
     wanted = [x for x, need in zip(inputs, needs, strict=False) if need]
     found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
     return tuple(next(found) if need else None for need in needs)

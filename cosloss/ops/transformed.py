@@ -13,8 +13,13 @@ def transformed(*tensors: Tensor | None) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or any(
-            tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
-            for tensor in tensors
-        )
+        or any(_special(tensor) for tensor in tensors if tensor is not None)
+    )
+
+
+def _special(tensor: Tensor) -> bool:
+    # a backward pass with is_grads_batched sees the older kind of batched tensor
+    return (
+        torch._C._functorch.is_legacy_batchedtensor(tensor)
+        or forward_ad.unpack_dual(tensor).tangent is not None
     )

@@ -12,6 +12,8 @@ from torch import Tensor
 
 Tile = tuple[slice, slice]
 
+LARGEST_SIDE = 1024  # two tiles of this size fit a CPU's last-level cache
+
 
 def tiles(rows: int, columns: int, device: torch.device) -> list[Tile]:
     """The tiles of a whole matrix, row blocks first."""
@@ -46,8 +48,8 @@ def _rectangle(rows: slice, columns: slice, side: int) -> Iterator[Tile]:
 
 
 def _largest_side(device: torch.device) -> int:
-    # two tiles of 1024 x 1024 fit a last-level cache; on an accelerator launches are what costs
-    return 1024 if device.type == "cpu" else 4096
+    # on an accelerator there is no such cache, and launches are what costs
+    return LARGEST_SIDE if device.type == "cpu" else 4 * LARGEST_SIDE
 
 
 class Excluded(Protocol):
