@@ -102,7 +102,7 @@ def test_torch_func(loss):
 
 
 def test_vmap_over_a_batch_of_batches(loss):
-    batches = [inputs(rows=5), inputs(rows=5)[:2][::-1] + (torch.tensor(0.9).double(),)]
+    batches = [inputs(rows=5), (*inputs(rows=5)[:2][::-1], torch.tensor(0.9).double())]
     stacked = [torch.stack(x) for x in zip(*batches, strict=True)]
 
     def function(*tensors):
