@@ -1,6 +1,6 @@
 """The cosine embedding loss of a whole batch of positive pairs."""
 
-import torch  # noqa: F401  (the doctest's)
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,8 +11,9 @@ from cosloss.functional._checks import (
     check_weight,
     joined,
 )
-from cosloss.functional._in_batch import excluded, loss_of_rows, unit
+from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows, unit
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
+from cosloss.ops.gathered import Everyone
 from cosloss.ops.transformed import transformed
 
 
@@ -24,6 +25,7 @@ def in_batch_cosine_embedding_loss(
     *,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """Cosine embedding loss in which every row has one positive and all other rows as negatives.
 
@@ -39,6 +41,9 @@ def in_batch_cosine_embedding_loss(
         reduction: "none" gives (2N,), z1's rows first; "sum" and "mean" are over those.
         ignore: (N,), one group id per item; items of the same group are not negatives.
         weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -65,16 +70,20 @@ def in_batch_cosine_embedding_loss(
     check_weight(weight, n)
     z = joined(z1, z2)
     u = unit(z)
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(u, None, ignore, views=2, reduction=reduction)
     return loss_of_rows(
         u,
         None,
-        _distance(u[:n], u[n:]).repeat(2),
-        CosineEmbedding(margin, _negatives(n, ignore)),
+        _distance(*u.view(2, n, -1).unbind()).repeat(2),
+        CosineEmbedding(margin, _negatives(n, ignore, everyone)),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
         like=z,
         reduction=reduction,
         weight=weight,
+        everyone=everyone,
     )
 
 
@@ -85,8 +94,14 @@ def _distance(u1: Tensor, u2: Tensor) -> Tensor:
     return (u1 - u2).square().sum(1) / 2 + halves
 
 
-def _negatives(n: int, ignore: Tensor | None) -> int | Tensor:
+def _negatives(n: int, ignore: Tensor | None, everyone: Everyone | None) -> int | Tensor:
     """Each row's number of negatives, at least 1."""
+    if everyone is not None:
+        if ignore is None:
+            return 2 * sum(everyone.peers.items) - 2
+        ids, sizes = everyone.groups.unique(return_counts=True)
+        same = sizes[torch.searchsorted(ids, everyone.own_groups)]
+        return (everyone.groups.shape[0] - same).clamp_min(1)
     if ignore is None:
         return max(2 * n - 2, 1)
     if transformed(ignore):

@@ -12,7 +12,7 @@ from cosloss.functional._checks import (
     check_temperature,
     check_weight,
 )
-from cosloss.functional._in_batch import excluded, largest_logit, loss_of_rows, unit
+from cosloss.functional._in_batch import excluded, gathered_batch, largest_logit, loss_of_rows, unit
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
 
 
@@ -26,6 +26,7 @@ def info_nce_loss(
     *,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """InfoNCE, the cross entropy of a query's own key among the keys.
 
@@ -43,6 +44,9 @@ def info_nce_loss(
         reduction: "none" gives (N,); "sum" and "mean" are over those.
         ignore: (N,), one group id per pair; pairs of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -52,7 +56,8 @@ def info_nce_loss(
     Raises:
         TypeError: an input is not a real floating-point tensor.
         ValueError: shapes do not match, the batch or `negatives` is empty, `negatives` comes with
-            symmetric or ignore, temperature is not positive, or reduction is invalid.
+            symmetric, ignore or gather_distributed, temperature is not positive, or reduction is
+            invalid.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)
@@ -72,8 +77,11 @@ def info_nce_loss(
     q, k = (unit(x) * temperature**-0.5 for x in (query, key))
     columns, pairs = k, excluded((0,), ignore, copies=1)
     if negatives is not None:
-        _check_negatives(negatives, query, symmetric, ignore)
+        _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
         columns, pairs = unit(negatives) * temperature**-0.5, excluded((), None, copies=1)
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(q, k, ignore, views=1, reduction=reduction)
     copies = 2 if symmetric else 1
     each = symmetric and reduction == "none"
     loss = loss_of_rows(
@@ -86,20 +94,22 @@ def info_nce_loss(
         like=query.new_empty(0, dtype=torch.promote_types(query.dtype, key.dtype)),
         reduction=reduction,
         weight=weight,
+        everyone=everyone,
     )
     if each:
         return loss.view(2, n).mean(0)
     return loss / 2 if symmetric and reduction == "sum" else loss
 
 
-def _check_negatives(
-    negatives: Tensor, query: Tensor, symmetric: bool, ignore: Tensor | None
-) -> None:
+def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:
     check_floating(negatives=negatives)
     if negatives.ndim != 2 or negatives.shape[1] != query.shape[1] or negatives.shape[0] == 0:
         raise ValueError(
             f"negatives must have shape (K, {query.shape[1]}) with K >= 1; "
             f"got {tuple(negatives.shape)}"
         )
-    if symmetric or ignore is not None:
-        raise ValueError("symmetric and ignore are about the batch's own keys: leave out negatives")
+    if wider or ignore is not None:
+        raise ValueError(
+            "symmetric, ignore and gather_distributed are about the batch's own keys: "
+            "leave out negatives"
+        )

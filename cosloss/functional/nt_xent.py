@@ -12,7 +12,7 @@ from cosloss.functional._checks import (
     check_weight,
     joined,
 )
-from cosloss.functional._in_batch import excluded, largest_logit, loss_of_rows, unit
+from cosloss.functional._in_batch import excluded, gathered_batch, largest_logit, loss_of_rows, unit
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 
 
@@ -25,6 +25,7 @@ def nt_xent_loss(
     decoupled: bool = False,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """NT-Xent, the normalised temperature-scaled cross entropy of SimCLR.
 
@@ -40,6 +41,9 @@ def nt_xent_loss(
         decoupled: leave the positive out of the sum (DCL).
         ignore: (N,), one group id per item; items of the same group are not negatives.
         weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -67,15 +71,20 @@ def nt_xent_loss(
     check_weight(weight, n)
     z = joined(z1, z2)
     r = unit(z) * temperature**-0.5
+    r1, r2 = r.view(2, n, -1).unbind()
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, None, ignore, views=2, reduction=reduction)
     loss = Contrast if decoupled else CrossEntropy
     return loss_of_rows(
         r,
         None,
-        (r[:n] * r[n:]).sum(1).repeat(2),
+        (r1 * r2).sum(1).repeat(2),
         loss(largest_logit(temperature)),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
         like=z,
         reduction=reduction,
         weight=weight,
+        everyone=everyone,
     )

@@ -11,7 +11,7 @@ from cosloss.functional._checks import (
     check_views,
     check_weight,
 )
-from cosloss.functional._in_batch import excluded, loss_of_rows, unit
+from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows, unit
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 
 
@@ -24,6 +24,7 @@ def sigmoid_contrastive_loss(
     *,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """SigLIP's loss: for every pair of rows, is it the same item or not.
 
@@ -39,6 +40,9 @@ def sigmoid_contrastive_loss(
         reduction: "none" gives (N,), one sum for each row of z1; "sum" and "mean" are over those.
         ignore: (N,), one group id per item; items of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -66,6 +70,9 @@ def sigmoid_contrastive_loss(
     check_weight(weight, n)
     r, c = (unit(z) * temperature**-0.5 for z in (z1, z2))
     offset = bias.to(r.dtype) if isinstance(bias, Tensor) else r.new_tensor(bias)
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, c, ignore, views=1, reduction=reduction)
     return loss_of_rows(
         r,
         c,
@@ -77,4 +84,5 @@ def sigmoid_contrastive_loss(
         reduction=reduction,
         weight=weight,
         bias=offset,
+        everyone=everyone,
     )

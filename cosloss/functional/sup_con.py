@@ -10,9 +10,10 @@ from cosloss.functional._checks import (
     check_temperature,
     check_weight,
 )
-from cosloss.functional._in_batch import largest_logit, loss_of_rows, unit
+from cosloss.functional._in_batch import gathered_batch, largest_logit, loss_of_rows, unit
 from cosloss.kernels.eager.cross_entropy import Contrast
 from cosloss.kernels.eager.tiles import Diagonals
+from cosloss.ops.gathered import Everyone
 from cosloss.ops.transformed import transformed
 
 
@@ -23,6 +24,7 @@ def sup_con_loss(
     reduction: str = "mean",
     *,
     weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """SupCon, the contrastive loss with several positives per row (the paper's L_out).
 
@@ -37,6 +39,9 @@ def sup_con_loss(
         reduction: "none" gives (N,); "sum" and "mean" are over the rows that have a positive.
         weight: (N,), multiplies each loss before the reduction; "mean" still divides by the number
             of rows that have a positive.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A row without a
@@ -65,6 +70,11 @@ def sup_con_loss(
     check_temperature(temperature)
     check_weight(weight, z.shape[0])
     r = unit(z) * temperature**-0.5
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, None, None, views=1, reduction=reduction)
+    if everyone is not None:
+        return _across_processes(r, labels, temperature, reduction, weight, everyone).to(z.dtype)
     siblings, count = _class_sums(r, labels)
     has_positive = (count > 0).to(r.dtype)
     share = has_positive if weight is None else has_positive * weight
@@ -91,6 +101,50 @@ def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
         tensor(1)
     """
     return (labels.unique(return_counts=True)[1] == 1).sum()
+
+
+def _across_processes(
+    r: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    reduction: str,
+    weight: Tensor | None,
+    everyone: Everyone,
+) -> Tensor:
+    """The joined batch's loss. Its part in the positives,
+
+        -sum_i s_i / count_i sum_{p in P(i)} <r_i, r_p>,
+
+    is bilinear: a process's own rows get its whole gradient from their inner product with
+    sum_p (s_i + s_p) / count_i r_p.
+    """
+    peers = everyone.peers
+    all_labels = peers.gather(labels)
+    all_weights = r.new_ones(all_labels.shape) if weight is None else peers.gather(weight)
+    first = sum(peers.items[: peers.rank])
+    own = slice(first, first + r.shape[0])
+    rows = everyone.rows.to(r.dtype)
+    siblings, count = _class_sums(rows, all_labels)
+    share = all_weights.to(r.dtype) * (count > 0)
+    if reduction == "mean":
+        share = share / (count > 0).sum().clamp_min(1)
+    weighted_siblings, _ = _class_sums(share[:, None] * rows, all_labels)
+    pull = (share[:, None] * siblings + weighted_siblings) / count.clamp_min(1)[:, None]
+    positive = (rows * siblings).sum(1) / count.clamp_min(1)
+    contrast = loss_of_rows(
+        r,
+        None,
+        positive[own],
+        Contrast(largest_logit(temperature)),
+        Diagonals((0,)),
+        two_way=True,
+        like=r,
+        reduction="sum",
+        weight=share[own],
+        everyone=everyone,
+    )
+    positives = -peers.world * (r * pull[own]).sum()
+    return contrast + (positives - positives.detach())
 
 
 def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def dense(
     matrix: Matrix,
 ) -> Tensor:
     """The loss with the whole matrix in memory, differentiable any number of times."""
-    with _products_as_written(r):
+    with products_as_written(r):
         columns = r if c is None else c
         x = (r.to(matrix.dtype) @ columns.to(matrix.dtype).T).to(r.dtype)
         if bias is not None:
@@ -74,7 +74,7 @@ class InBatch(Function):
         matrix: Matrix,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
-        with _products_as_written(r):
+        with products_as_written(r):
             total, ctx.ticket = kernel.forward(r, c, bias, matrix, keep)
         ctx.weight, ctx.matrix = weight, matrix
         ctx.save_for_backward(r, c, positive, bias, total)
@@ -89,7 +89,7 @@ class InBatch(Function):
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
         grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
-        with _products_as_written(r):
+        with products_as_written(r):
             grad_r, grad_c, grad_bias = kernel.backward(
                 grad * per_total,
                 total,
@@ -110,15 +110,15 @@ def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # aliases, since one input may be a function of another: the positive's logit is one of r
-        r, c, positive, bias = (x if x is None else x.view_as(x) for x in (r, c, positive, bias))
-        loss = dense(r, c, positive, ctx.weight, bias, ctx.matrix)
-    inputs = (r, c, positive, None, bias)
+        inputs: list[Any] = [x if x is None else x.view_as(x) for x in (r, c, positive, bias)]
+        loss = dense(inputs[0], inputs[1], inputs[2], ctx.weight, inputs[3], ctx.matrix)
+    inputs.insert(3, None)
     wanted = [x for x, need in zip(inputs, needs, strict=False) if need]
     found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
     return tuple(next(found) if need else None for need in needs)
 
 
-def _products_as_written(like: Tensor) -> AbstractContextManager[Any]:
+def products_as_written(like: Tensor) -> AbstractContextManager[Any]:
     # autocast would take the products to a dtype of its own
     kind = like.device.type
     if torch.is_autocast_enabled(kind):

@@ -7,6 +7,7 @@ and 0 for a zero row.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -19,13 +20,17 @@ class UnitRows(Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return kernel.unit_rows(z)[0]
+        u, *norm = kernel.unit_rows(z)
+        ctx.save_for_backward(z, u, *norm)
+        return u
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return kernel.through_unit_rows(grads[0], *kernel.unit_rows(z))
+        z, *unit = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # for a second derivative everything must be seen to come from z
+            unit = kernel.unit_rows(z)
+        return kernel.through_unit_rows(grads[0], *unit)
 
 
 def unit_rows(z: Tensor) -> Tensor:

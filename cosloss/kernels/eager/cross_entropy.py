@@ -33,7 +33,7 @@ class Contrast(LogSumExpLoss):
     """A positive against the total alone; without a pair in the total the loss is 0."""
 
     def rows(self, total: Tensor, positive: Tensor) -> Tensor:
-        return torch.where(_has_pairs(total), total - positive, 0)
+        return (total - positive).masked_fill(~_has_pairs(total), 0)
 
     def row_slopes(self, total: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         slope = _has_pairs(total).to(total.dtype)

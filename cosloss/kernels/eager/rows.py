@@ -14,12 +14,11 @@ def unit_rows(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     square over- or underflows. A zero row stays zero, and has an infinite norm: what is divided by
     it vanishes.
     """
-    largest = z.detach().abs().amax(dim=1, keepdim=True)
-    largest = torch.where(largest == 0, 1, largest)
+    largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=1, keepdim=True)
+    largest = largest.clamp_min(torch.finfo(z.dtype).tiny)
     scaled = z / largest
-    squared = scaled.square().sum(dim=1, keepdim=True)
-    # an infinite square from the start: sqrt has no derivative at 0
-    norm = torch.where(squared == 0, torch.inf, squared).sqrt()
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    norm = norm.masked_fill(norm == 0, torch.inf)
     return scaled / norm, norm, largest
 
 

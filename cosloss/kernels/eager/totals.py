@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+# no total of unshifted logits is below -40
+LARGEST_SHIFT = 50.0
+
 
 def empty_total(dtype: torch.dtype) -> float:
     """The finite stand-in for log 0, the logsumexp of a row without pairs."""
@@ -66,9 +69,9 @@ class Sums(Totals):
 
     def add(self, x: Tensor, i: slice, j: slice, keep: bool) -> None:
         value = self.value(x)
-        self.rows[i] += value.sum(1)
+        self.rows[i].add_(value.sum(1))
         if self.columns is not None and self._counts_columns(i, j):
-            self.columns[j] += value.sum(0)
+            self.columns[j].add_(value.sum(0))
         if keep:
             self.slope(x)
 
@@ -103,7 +106,8 @@ class LogSumExps(Sums):
             total.log_().clamp_(min=empty_total(total.dtype))
 
     def coefficients(self, grad: Tensor, total: Tensor) -> Tensor:
-        return torch.where(grad == 0, 0, grad * (-total).exp())
+        # a row without pairs has the gradient 0, which must not meet an infinity
+        return grad * (-total).clamp_(max=LARGEST_SHIFT).exp_()
 
 
 class ShiftedLogSumExps(Totals):
