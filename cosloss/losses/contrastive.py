@@ -27,8 +27,9 @@ class NTXentLoss(TemperatureLoss):
         *,
         decoupled: bool = False,
         learnable_temperature: bool = False,
+        gather_distributed: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, gather_distributed)
         self.reduction = reduction
         self.decoupled = decoupled
 
@@ -40,10 +41,17 @@ class NTXentLoss(TemperatureLoss):
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        return functional.nt_xent_loss(z1, z2, **self._arguments(), ignore=ignore, weight=weight)
+        return functional.nt_xent_loss(
+            z1,
+            z2,
+            **self._arguments(),
+            ignore=ignore,
+            weight=weight,
+            gather_distributed=self.gather_distributed,
+        )
 
     def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations."""
+        """This module's twin in plain autograd torch operations, on one process."""
         return partial(reference.nt_xent_loss, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
@@ -74,8 +82,9 @@ class InfoNCELoss(TemperatureLoss):
         reduction: str = "mean",
         *,
         learnable_temperature: bool = False,
+        gather_distributed: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, gather_distributed)
         self.symmetric = symmetric
         self.reduction = reduction
 
@@ -89,11 +98,17 @@ class InfoNCELoss(TemperatureLoss):
         weight: Tensor | None = None,
     ) -> Tensor:
         return functional.info_nce_loss(
-            query, key, negatives=negatives, ignore=ignore, weight=weight, **self._arguments()
+            query,
+            key,
+            negatives=negatives,
+            **self._arguments(),
+            ignore=ignore,
+            weight=weight,
+            gather_distributed=self.gather_distributed,
         )
 
     def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations."""
+        """This module's twin in plain autograd torch operations, on one process."""
         arguments = self._arguments()
 
         def twin(
@@ -135,18 +150,25 @@ class SupConLoss(TemperatureLoss):
         reduction: str = "mean",
         *,
         learnable_temperature: bool = False,
+        gather_distributed: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, gather_distributed)
         self.reduction = reduction
         self.register_buffer("rows_without_positive", torch.tensor(0), persistent=False)
 
     def forward(self, z: Tensor, labels: Tensor, *, weight: Tensor | None = None) -> Tensor:
-        loss = functional.sup_con_loss(z, labels, **self._arguments(), weight=weight)
+        loss = functional.sup_con_loss(
+            z,
+            labels,
+            **self._arguments(),
+            weight=weight,
+            gather_distributed=self.gather_distributed,
+        )
         self.rows_without_positive = functional.rows_without_positive(labels)
         return loss
 
     def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations."""
+        """This module's twin in plain autograd torch operations, on one process."""
         return partial(reference.sup_con_loss, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
@@ -176,8 +198,9 @@ class SigmoidContrastiveLoss(TemperatureLoss):
         *,
         learnable_temperature: bool = True,
         learnable_bias: bool = True,
+        gather_distributed: bool = False,
     ) -> None:
-        super().__init__(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, gather_distributed)
         self.reduction = reduction
         self.bias = nn.Parameter(torch.tensor(bias)) if learnable_bias else bias
 
@@ -190,11 +213,16 @@ class SigmoidContrastiveLoss(TemperatureLoss):
         weight: Tensor | None = None,
     ) -> Tensor:
         return functional.sigmoid_contrastive_loss(
-            z1, z2, **self._arguments(), ignore=ignore, weight=weight
+            z1,
+            z2,
+            **self._arguments(),
+            ignore=ignore,
+            weight=weight,
+            gather_distributed=self.gather_distributed,
         )
 
     def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations."""
+        """This module's twin in plain autograd torch operations, on one process."""
         return partial(reference.sigmoid_contrastive_loss, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
