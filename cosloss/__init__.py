@@ -3,17 +3,35 @@
 from cosloss.functional import (
     cosine_embedding_loss,
     cosine_similarity,
+    in_batch_cosine_embedding_loss,
+    info_nce_loss,
     nt_xent_loss,
     pairwise_cosine_similarity,
+    sigmoid_contrastive_loss,
+    sup_con_loss,
 )
-from cosloss.losses import CosineEmbeddingLoss, CosineSimilarity, NTXentLoss
+from cosloss.losses import (
+    CosineEmbeddingLoss,
+    CosineSimilarity,
+    InfoNCELoss,
+    NTXentLoss,
+    SigmoidContrastiveLoss,
+    SupConLoss,
+)
 
 __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarity",
+    "InfoNCELoss",
     "NTXentLoss",
+    "SigmoidContrastiveLoss",
+    "SupConLoss",
     "cosine_embedding_loss",
     "cosine_similarity",
+    "in_batch_cosine_embedding_loss",
+    "info_nce_loss",
     "nt_xent_loss",
     "pairwise_cosine_similarity",
+    "sigmoid_contrastive_loss",
+    "sup_con_loss",
 ]

@@ -1,15 +1,24 @@
 """The losses as functions: they check arguments, pick the op and reduce."""
 
-from cosloss.functional.contrastive import nt_xent_loss
 from cosloss.functional.cosine import (
     cosine_embedding_loss,
     cosine_similarity,
     pairwise_cosine_similarity,
 )
+from cosloss.functional.in_batch_cosine import in_batch_cosine_embedding_loss
+from cosloss.functional.info_nce import info_nce_loss
+from cosloss.functional.nt_xent import nt_xent_loss
+from cosloss.functional.sigmoid_contrastive import sigmoid_contrastive_loss
+from cosloss.functional.sup_con import rows_without_positive, sup_con_loss
 
 __all__ = [
     "cosine_embedding_loss",
     "cosine_similarity",
+    "in_batch_cosine_embedding_loss",
+    "info_nce_loss",
     "nt_xent_loss",
     "pairwise_cosine_similarity",
+    "rows_without_positive",
+    "sigmoid_contrastive_loss",
+    "sup_con_loss",
 ]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cosloss.ops.transformed import transformed
+
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -21,16 +23,56 @@ def check_floating(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must have a real floating-point dtype; got {tensor.dtype}")
 
 
+def check_pairs(**pair: Tensor) -> None:
+    """Raise unless the two tensors are floating point, of one shape (N, D) with N >= 1."""
+    check_floating(**pair)
+    (name1, x1), (name2, x2) = pair.items()
+    if x1.ndim != 2 or x1.shape != x2.shape:
+        raise ValueError(
+            f"{name1} and {name2} must both have shape (N, D), row i of each of the same item; "
+            f"got {tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
+    if x1.shape[0] == 0:
+        raise ValueError(f"{name1} and {name2} must have at least one row; got an empty batch")
+
+
 def check_views(z1: Tensor, z2: Tensor) -> None:
     """Raise unless z1 and z2 are two floating-point views of the same N >= 1 items, (N, D)."""
-    check_floating(z1=z1, z2=z2)
-    if z1.ndim != 2 or z1.shape != z2.shape:
+    check_pairs(z1=z1, z2=z2)
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise unless temperature is a positive number or a 0-d tensor.
+
+    A tensor's sign is looked at only where that does not wait for a device.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.ndim != 0:
+            raise ValueError(
+                "temperature must be a number or a 0-d tensor; "
+                f"got shape {tuple(temperature.shape)}"
+            )
+        if temperature.device.type != "cpu" or transformed(temperature):
+            return
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive; got {float(temperature)}")
+
+
+def check_groups(ignore: Tensor | None, n: int) -> None:
+    """Raise unless ignore is None or holds one group id per item."""
+    if ignore is not None and (ignore.shape != (n,) or ignore.is_floating_point()):
         raise ValueError(
-            "z1 and z2 must both have shape (N, D), row i of each a view of the same item; "
-            f"got {tuple(z1.shape)} and {tuple(z2.shape)}"
+            f"ignore must hold one integer group id per item, shape ({n},); "
+            f"got {ignore.dtype} of shape {tuple(ignore.shape)}"
         )
-    if z1.shape[0] == 0:
-        raise ValueError("z1 and z2 must have at least one row; got an empty batch")
+
+
+def check_weight(weight: Tensor | None, n: int) -> None:
+    """Raise unless weight is None or holds one number per item."""
+    if weight is not None and weight.shape != (n,):
+        raise ValueError(
+            f"weight must hold one number per item, shape ({n},); got {tuple(weight.shape)}"
+        )
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

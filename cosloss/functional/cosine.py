@@ -9,12 +9,10 @@ from torch import Tensor
 from cosloss.functional._checks import (
     check_floating,
     check_reduction,
-    check_views,
-    joined,
     reduce,
 )
+from cosloss.functional.in_batch_cosine import in_batch_cosine_embedding_loss
 from cosloss.ops import (
-    InBatchCosineEmbedding,
     cosine_distance,
 )
 from cosloss.ops import (
@@ -167,8 +165,7 @@ def cosine_embedding_loss(
     if target is None:
         if weight is not None:
             raise ValueError("weight needs a target: the in-batch form takes none")
-        check_views(input1, input2)
-        return reduce(InBatchCosineEmbedding.apply(joined(input1, input2), margin), reduction)
+        return in_batch_cosine_embedding_loss(input1, input2, margin, reduction)
 
     check_floating(input1=input1, input2=input2)
     if target.is_complex():

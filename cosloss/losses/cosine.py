@@ -37,7 +37,7 @@ class CosineEmbeddingLoss(nn.Module):
     """Cosine embedding loss: see `cosloss.functional.cosine_embedding_loss`.
 
     `loss(input1, input2, target)` is torch's. `loss(z1, z2)` is the in-batch form of contrastive
-    training.
+    training; with `gather_distributed` its negatives come from all processes.
 
     Example:
         >>> import torch
@@ -46,10 +46,13 @@ class CosineEmbeddingLoss(nn.Module):
         tensor(0.)
     """
 
-    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
+    def __init__(
+        self, margin: float = 0.0, reduction: str = "mean", *, gather_distributed: bool = False
+    ) -> None:
         super().__init__()
         self.margin = margin
         self.reduction = reduction
+        self.gather_distributed = gather_distributed
 
     def forward(
         self,
@@ -58,6 +61,14 @@ class CosineEmbeddingLoss(nn.Module):
         target: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
+        if target is None and weight is None:
+            return functional.in_batch_cosine_embedding_loss(
+                input1,
+                input2,
+                self.margin,
+                self.reduction,
+                gather_distributed=self.gather_distributed,
+            )
         return functional.cosine_embedding_loss(
             input1, input2, target, self.margin, self.reduction, weight
         )

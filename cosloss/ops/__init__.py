@@ -6,20 +6,22 @@ from cosloss.ops.cosine_similarity import (
     cosine_distance,
     cosine_similarity,
 )
-from cosloss.ops.in_batch_cosine_embedding import InBatchCosineEmbedding
-from cosloss.ops.nt_xent import NTXent
+from cosloss.ops.in_batch import InBatch, in_batch
 from cosloss.ops.pairwise_cosine_similarity import (
     PairwiseCosineSimilarity,
     pairwise_cosine_similarity,
 )
+from cosloss.ops.unit_rows import UnitRows, unit_rows
 
 __all__ = [
     "CosineDistance",
     "CosineSimilarity",
-    "InBatchCosineEmbedding",
-    "NTXent",
+    "InBatch",
     "PairwiseCosineSimilarity",
+    "UnitRows",
     "cosine_distance",
     "cosine_similarity",
+    "in_batch",
     "pairwise_cosine_similarity",
+    "unit_rows",
 ]

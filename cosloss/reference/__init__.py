@@ -1,15 +1,25 @@
 """The twins: each loss of `cosloss.functional`, same signature, in plain autograd torch code."""
 
-from cosloss.reference.contrastive import nt_xent_loss
+from cosloss.reference.contrastive import (
+    info_nce_loss,
+    nt_xent_loss,
+    sigmoid_contrastive_loss,
+    sup_con_loss,
+)
 from cosloss.reference.cosine import (
     cosine_embedding_loss,
     cosine_similarity,
+    in_batch_cosine_embedding_loss,
     pairwise_cosine_similarity,
 )
 
 __all__ = [
     "cosine_embedding_loss",
     "cosine_similarity",
+    "in_batch_cosine_embedding_loss",
+    "info_nce_loss",
     "nt_xent_loss",
     "pairwise_cosine_similarity",
+    "sigmoid_contrastive_loss",
+    "sup_con_loss",
 ]

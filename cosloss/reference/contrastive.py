@@ -1,19 +1,121 @@
-"""Twins of the in-batch contrastive losses."""
+"""Twins of the in-batch contrastive losses: the whole similarity matrix, under autograd."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from cosloss.reference._rows import reduce, unit_rows
 
 
 def nt_xent_loss(
-    z1: Tensor, z2: Tensor, temperature: float = 0.5, reduction: str = "mean"
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.5,
+    reduction: str = "mean",
+    *,
+    decoupled: bool = False,
+    ignore: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """NT-Xent (Chen et al., 2020, Algorithm 1): cross entropy of row i's positive among 2N - 1."""
     n = z1.shape[0]
     u = unit_rows(torch.cat([z1, z2]))
     logits = u @ u.T / temperature
     row = torch.arange(2 * n, device=z1.device)
-    logits = logits.masked_fill(row == row[:, None], -torch.inf)
-    loss = logits.logsumexp(1) - logits[row, (row + n) % (2 * n)]
+    positive = (row + n) % (2 * n)
+    own = logits[row, positive]
+    negative = _other_items(n, ignore, z1.device).tile(2, 2)
+    if decoupled:
+        total = _finite_logsumexp(logits, negative)
+        loss = torch.where(negative.any(1), total - own, 0)
+    else:
+        allowed = negative.clone()
+        allowed[row, positive] = True
+        loss = _finite_logsumexp(logits, allowed) - own
+    return reduce(_weighted(loss, weight), reduction)
+
+
+def info_nce_loss(
+    query: Tensor,
+    key: Tensor,
+    temperature: float | Tensor = 0.07,
+    negatives: Tensor | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    *,
+    ignore: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE: cross entropy of query i's own key among the keys, or among it and `negatives`."""
+    q, k = unit_rows(query), unit_rows(key)
+    n = query.shape[0]
+    if negatives is not None:
+        own = (q * k).sum(1, keepdim=True)
+        logits = torch.cat([own, q @ unit_rows(negatives).T], 1) / temperature
+        loss = logits.logsumexp(1) - logits[:, 0]
+        return reduce(_weighted(loss, weight), reduction)
+    target = torch.arange(n, device=query.device)
+    allowed = _other_items(n, ignore, query.device)
+    allowed[target, target] = True
+    logits = (q @ k.T / temperature).masked_fill(~allowed, -torch.inf)
+    loss = cross_entropy(logits, target, reduction="none")
+    if symmetric:
+        loss = (loss + cross_entropy(logits.T, target, reduction="none")) / 2
+    return reduce(_weighted(loss, weight), reduction)
+
+
+def sup_con_loss(
+    z: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """SupCon's L_out (Khosla et al., 2020, eq. 2), over the rows that have a positive."""
+    u = unit_rows(z)
+    logits = u @ u.T / temperature
+    itself = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)
+    positive = (labels == labels[:, None]) & ~itself
+    count = positive.sum(1)
+    log_probability = logits - _finite_logsumexp(logits, ~itself)[:, None]
+    loss = -(log_probability * positive).sum(1) / count.clamp_min(1)
+    loss = _weighted(loss, weight)
+    if reduction == "mean":
+        return loss.sum() / (count > 0).sum().clamp_min(1)
     return reduce(loss, reduction)
+
+
+def sigmoid_contrastive_loss(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor,
+    bias: float | Tensor,
+    reduction: str = "mean",
+    *,
+    ignore: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """SigLIP's loss (Zhai et al., 2023, algorithm 1): a binary classification of every pair."""
+    n = z1.shape[0]
+    logits = unit_rows(z1) @ unit_rows(z2).T / temperature + bias
+    own = torch.eye(n, dtype=torch.bool, device=z1.device)
+    pairs = -logsigmoid(torch.where(own, logits, -logits))
+    counted = own | _other_items(n, ignore, z1.device)
+    return reduce(_weighted((pairs * counted).sum(1), weight), reduction)
+
+
+def _other_items(n: int, ignore: Tensor | None, device: torch.device) -> Tensor:
+    """True where two of n items are each other's negatives, (n, n)."""
+    groups = torch.arange(n, device=device) if ignore is None else ignore
+    return groups != groups[:, None]
+
+
+def _finite_logsumexp(logits: Tensor, allowed: Tensor) -> Tensor:
+    # a row with nothing allowed must not make a NaN: its own logits stand in, and are cut off
+    some = allowed | ~allowed.any(1, keepdim=True)
+    return logits.masked_fill(~some, -torch.inf).logsumexp(1)
+
+
+def _weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
+    return loss if weight is None else loss * weight.repeat(loss.shape[0] // weight.shape[0])

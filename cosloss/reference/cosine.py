@@ -32,7 +32,7 @@ def cosine_embedding_loss(
     Without a target, the in-batch form over the 2N rows of both inputs.
     """
     if target is None:
-        return _in_batch(input1, input2, margin, reduction)
+        return in_batch_cosine_embedding_loss(input1, input2, margin, reduction)
     similarity = cosine_similarity(input1, input2, dim=-1)
     loss = torch.where(target == 1, 1 - similarity, torch.relu(similarity - margin))
     return reduce(loss if weight is None else weight * loss, reduction)
@@ -49,15 +49,23 @@ def _clamped_unit(x: Tensor, dim: int, eps: float) -> Tensor:
     return torch.where(norm == 0, 0, clamped)
 
 
-def _in_batch(z1: Tensor, z2: Tensor, margin: float, reduction: str) -> Tensor:
+def in_batch_cosine_embedding_loss(
+    z1: Tensor,
+    z2: Tensor,
+    margin: float = 0.0,
+    reduction: str = "mean",
+    *,
+    ignore: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """1 - similarity of row i's positive, and the mean over its negatives of the hinge."""
     n = z1.shape[0]
     u = unit_rows(torch.cat([z1, z2]))
     similarity = u @ u.T
     row = torch.arange(2 * n, device=z1.device)
-    positive = (row + n) % (2 * n)
-    negative = torch.ones_like(similarity, dtype=torch.bool)
-    negative[row, row] = False
-    negative[row, positive] = False
+    groups = torch.arange(n, device=z1.device) if ignore is None else ignore
+    negative = (groups != groups[:, None]).tile(2, 2)
     hinge = torch.relu(similarity - margin) * negative
-    loss = 1 - similarity[row, positive] + hinge.sum(1) / max(2 * n - 2, 1)
-    return reduce(loss, reduction)
+    loss = 1 - similarity[row, (row + n) % (2 * n)]
+    loss = loss + hinge.sum(1) / negative.sum(1).clamp_min(1)
+    return reduce(loss if weight is None else loss * weight.repeat(2), reduction)

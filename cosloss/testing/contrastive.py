@@ -1,25 +1,65 @@
 """Rows of the table: the in-batch losses."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cosloss import functional, reference
 from cosloss.testing.inputs import generic_pair, hard_pairs
 from cosloss.testing.op import Op, Sample
 
+TEMPERATURE = torch.tensor(0.3, dtype=torch.float64)
+BIAS = torch.tensor(-1.5, dtype=torch.float64)
+GROUPS = torch.tensor([0, 1, 2, 1, 3, 0])
+WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.5, 0.7], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 0, 1, 1, 2])
 
-def _nt_xent_generic() -> Iterator[Sample]:
-    z1, z2 = generic_pair()
-    for temperature in (0.1, 1.0):
-        keywords = {"temperature": temperature, "reduction": "none"}
-        yield Sample(f"temperature {temperature}", {"z1": z1, "z2": z2}, keywords)
-    yield Sample("mean", {"z1": z1, "z2": z2})
+Inputs = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
-def _nt_xent_hard(dtype: torch.dtype) -> Iterator[Sample]:
-    for name, (z1, z2) in hard_pairs(dtype):
-        yield Sample(name, {"z1": z1, "z2": z2}, {"reduction": "none"})
+def _generic(inputs: Inputs, *keywords: dict[str, Any]) -> Callable[[], Iterator[Sample]]:
+    def samples() -> Iterator[Sample]:
+        for arguments in keywords:
+            name = ", ".join(f"{key} {value}" for key, value in arguments.items())
+            yield Sample(name, inputs(*generic_pair()), arguments)
+
+    return samples
+
+
+def _hard(
+    inputs: Inputs, keywords: Callable[[int], dict[str, Any]]
+) -> Callable[[torch.dtype], Iterator[Sample]]:
+    def samples(dtype: torch.dtype) -> Iterator[Sample]:
+        for name, (x1, x2) in hard_pairs(dtype):
+            yield Sample(name, inputs(x1, x2), keywords(x1.shape[0]))
+
+    return samples
+
+
+def _views(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"z1": x1, "z2": x2}
+
+
+def _views_and_temperature(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"z1": x1, "z2": x2, "temperature": TEMPERATURE}
+
+
+def _query_and_key(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"query": x1, "key": x2, "temperature": TEMPERATURE}
+
+
+def _query_key_and_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"query": x1, "key": x2, "negatives": x1.flip(0) + 0.3 * x2.roll(1, 0)}
+
+
+def _rows(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"z": x1 + 0 * x2, "temperature": TEMPERATURE}
+
+
+def _views_temperature_and_bias(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"z1": x1, "z2": x2, "temperature": TEMPERATURE, "bias": BIAS}
 
 
 OPS = (
@@ -27,7 +67,73 @@ OPS = (
         "nt_xent_loss",
         functional.nt_xent_loss,
         reference.nt_xent_loss,
-        _nt_xent_generic,
-        _nt_xent_hard,
+        _generic(
+            _views,
+            {"temperature": 0.1, "reduction": "none"},
+            {"temperature": 1.0, "reduction": "none"},
+            {"temperature": 0.02},
+            {"ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_views, lambda rows: {"reduction": "none"}),
+    ),
+    Op(
+        "nt_xent_loss, learnable temperature",
+        functional.nt_xent_loss,
+        reference.nt_xent_loss,
+        _generic(_views_and_temperature, {"reduction": "none"}, {"decoupled": True}),
+        _hard(_views_and_temperature, lambda rows: {}),
+    ),
+    Op(
+        "in_batch_cosine_embedding_loss",
+        functional.in_batch_cosine_embedding_loss,
+        reference.in_batch_cosine_embedding_loss,
+        _generic(
+            _views,
+            {"margin": 0.1, "reduction": "none"},
+            {"margin": -0.4},
+            {"ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_views, lambda rows: {"margin": -0.2, "reduction": "none"}),
+    ),
+    Op(
+        "info_nce_loss",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_and_key,
+            {"reduction": "none"},
+            {"symmetric": True, "reduction": "none"},
+            {"symmetric": True, "reduction": "sum", "ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_query_and_key, lambda rows: {"symmetric": True, "reduction": "none"}),
+    ),
+    Op(
+        "info_nce_loss, with negatives",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(_query_key_and_negatives, {"temperature": 0.2, "reduction": "none"}),
+        _hard(_query_key_and_negatives, lambda rows: {"temperature": 0.5}),
+    ),
+    Op(
+        "sup_con_loss",
+        functional.sup_con_loss,
+        reference.sup_con_loss,
+        _generic(
+            _rows,
+            *({"labels": LABELS, "reduction": r} for r in ("none", "mean")),
+            {"labels": LABELS, "weight": WEIGHT},
+        ),
+        _hard(_rows, lambda rows: {"labels": LABELS[:rows]}),
+    ),
+    Op(
+        "sigmoid_contrastive_loss",
+        functional.sigmoid_contrastive_loss,
+        reference.sigmoid_contrastive_loss,
+        _generic(
+            _views_temperature_and_bias,
+            {"reduction": "none"},
+            {"ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_views_temperature_and_bias, lambda rows: {}),
     ),
 )

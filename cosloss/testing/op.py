@@ -129,7 +129,7 @@ def errors(
     return Errors(
         _largest((value.double() - value64).detach() / value64.detach().abs().clamp_min(1)),
         max(
-            _gradient_error(grad, grad64, x, incoming * x.shape[-1] / x.numel() if x.ndim else 0.0)
+            _gradient_error(grad, grad64, x, incoming * (x.shape[-1] / x.numel() if x.ndim else 1))
             for grad, grad64, x in zip(grads, grads64, exact, strict=True)
         ),
     )

@@ -1,38 +1,52 @@
-"""In-batch cosine embedding loss. Shapes: z (2N, D), rows i and i + N a positive; loss (2N,)."""
+"""The in-batch cosine embedding loss; a logit is a similarity.
+
+loss = distance + total / M, total = sum over the row's M negatives of max(0, S - margin).
+
+The positive comes as its distance 1 - S, which is accurate where S is near 1.
+"""
 
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager.rows import through_unit_rows, unit_rows
+from cosloss.kernels.eager.tile_loss import TileLoss
+from cosloss.kernels.eager.totals import Sums
 
 
-def forward(z: Tensor, margin: float) -> Tensor:
-    """Per-row loss 1 - S_i,pos(i) + mean over the row's negatives of max(0, S_ij - margin)."""
-    u, _ = unit_rows(z)
-    similarity = u @ u.T
-    hinge = torch.relu(similarity - margin) * _negative(z)
-    return 1 - similarity.gather(1, _positive(z)).squeeze(1) + hinge.sum(1) / _negatives(z)
+class CosineEmbedding(TileLoss):
+    """Positives pulled to similarity 1, negatives pushed below the margin.
+
+    negatives: M, a number or one per row, at least 1.
+    """
+
+    def __init__(self, margin: float, negatives: int | Tensor) -> None:
+        self.margin = margin
+        self.negatives = negatives
+
+    def totals(self, rows: Tensor, columns: Tensor | None) -> Sums:
+        return _Hinges(self.margin, rows, columns)
+
+    def dense_total(self, x: Tensor, dim: int) -> Tensor:
+        return torch.relu(x - self.margin).sum(dim)
+
+    def rows(self, total: Tensor, positive: Tensor) -> Tensor:
+        return positive + total / self.negatives
+
+    def row_slopes(self, total: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(total) / self.negatives, torch.ones_like(positive)
 
 
-def backward(grad: Tensor, z: Tensor, margin: float) -> Tensor:
-    """Gradient on z from the gradient on the per-row loss."""
-    u, reciprocal_norm = unit_rows(z)
-    active = (u @ u.T > margin) & _negative(z)
-    weight = active * (grad[:, None] / _negatives(z))
-    positive = _positive(z).squeeze(1)
-    grad_u = (weight + weight.T) @ u - (grad + grad[positive])[:, None] * u[positive]
-    return through_unit_rows(grad_u, u, reciprocal_norm)
+class _Hinges(Sums):
+    """Sums of max(0, x - margin)."""
 
+    def __init__(self, margin: float, rows: Tensor, columns: Tensor | None) -> None:
+        super().__init__(rows, columns)
+        self.margin = margin
 
-def _positive(z: Tensor) -> Tensor:
-    rows = z.shape[0]
-    return ((torch.arange(rows, device=z.device) + rows // 2) % rows)[:, None]
+    def value(self, x: Tensor) -> Tensor:
+        return x.sub_(self.margin).relu_()
 
+    def slope(self, x: Tensor) -> None:
+        x.sign_()
 
-def _negative(z: Tensor) -> Tensor:
-    row = torch.arange(z.shape[0], device=z.device)
-    return (row != row[:, None]) & (row != _positive(z))
-
-
-def _negatives(z: Tensor) -> int:
-    return max(z.shape[0] - 2, 1)
+    def again(self, x: Tensor) -> None:
+        self.value(x).sign_()

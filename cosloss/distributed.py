@@ -1,0 +1,61 @@
+"""What the processes of a training run tell each other: rows, gathered without a gradient."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The processes of the default group, and how many items each has in this batch."""
+
+    rank: int
+    items: tuple[int, ...]
+
+    @property
+    def world(self) -> int:
+        return len(self.items)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Every process's rows, in the order of ranks: one collective.
+
+        x has k rows per item, with the same k everywhere; batches need not be equal.
+        """
+        x = x.detach().contiguous()
+        per_item = x.shape[0] // self.items[self.rank]
+        largest = per_item * max(self.items)
+        padded = torch.cat([x, x.new_zeros(largest - x.shape[0], *x.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in self.items]
+        _all_gather(parts, padded)
+        return torch.cat([part[: per_item * n] for part, n in zip(parts, self.items, strict=True)])
+
+    def item_ids(self, views: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """An id for each item of this process's rows, and of all rows, `views` rows per item."""
+        start = 0
+        parts = []
+        for n in self.items:
+            parts.append(torch.arange(start, start + n, device=device).repeat(views))
+            start += n
+        return parts[self.rank], torch.cat(parts)
+
+
+def peers(items: int, device: torch.device) -> Peers | None:
+    """The processes that gather, or None where there is only this one."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None
+    own = torch.tensor([items], device=device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    _all_gather(counts, own)
+    return Peers(dist.get_rank(), tuple(int(n) for n in counts))
+
+
+def _all_gather(parts: list[Tensor], x: Tensor) -> None:
+    try:
+        dist.all_gather(parts, x)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "gather_distributed: the gather failed because a process of the group ended, or did "
+            f"not call the loss within the group's timeout (this is rank {dist.get_rank()})"
+        ) from error

@@ -1,0 +1,115 @@
+"""InfoNCE: a query finds its key among the batch's keys, or among a queue of negatives."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cosloss.functional._checks import (
+    check_floating,
+    check_groups,
+    check_pairs,
+    check_reduction,
+    check_temperature,
+    check_weight,
+)
+from cosloss.functional._in_batch import excluded, gathered_batch, largest_logit, loss_of_rows, unit
+from cosloss.kernels.eager.cross_entropy import CrossEntropy
+
+
+def info_nce_loss(
+    query: Float[Tensor, "n d"],
+    key: Float[Tensor, "n d"],
+    temperature: float | Tensor = 0.07,
+    negatives: Float[Tensor, "k d"] | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    *,
+    ignore: Int[Tensor, " n"] | None = None,
+    weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
+) -> Float[Tensor, "..."]:
+    """InfoNCE, the cross entropy of a query's own key among the keys.
+
+    l_i = -S_ii / temperature + log sum_j exp(S_ij / temperature)
+
+    with S_ij the cosine similarity of query i and key j. With `negatives`, the sum is over query
+    i's own key and those negatives. Memory is O(N D).
+
+    Args:
+        query: (N, D), floating point; rows need not be normalised.
+        key: (N, D), row i the positive of query i.
+        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        negatives: (K, D), K >= 1: the negatives of every query, in place of the other keys.
+        symmetric: average with the loss of finding the query of a key (CLIP).
+        reduction: "none" gives (N,); "sum" and "mean" are over those.
+        ignore: (N,), one group id per pair; pairs of the same group are not negatives.
+        weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
+
+    Returns:
+        The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
+        similarity 0 with every row, and gradient 0. A query without negatives has loss 0. A NaN or
+        an infinity makes the loss of every row that meets it NaN.
+
+    Raises:
+        TypeError: an input is not a real floating-point tensor.
+        ValueError: shapes do not match, the batch or `negatives` is empty, `negatives` comes with
+            symmetric, ignore or gather_distributed, temperature is not positive, or reduction is
+            invalid.
+
+    Example:
+        >>> query, key = torch.eye(2), torch.eye(2)
+        >>> info_nce_loss(query, key, temperature=1.0)
+        tensor(0.3133)
+
+    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018,
+    eq. 4; negatives: He et al., "Momentum Contrast", 2020, eq. 1; symmetric: Radford et al.,
+    "Learning Transferable Visual Models From Natural Language Supervision", 2021, figure 3.
+    """
+    check_reduction(reduction)
+    check_pairs(query=query, key=key)
+    check_temperature(temperature)
+    n = query.shape[0]
+    check_groups(ignore, n)
+    check_weight(weight, n)
+    q, k = (unit(x) * temperature**-0.5 for x in (query, key))
+    columns, pairs = k, excluded((0,), ignore, copies=1)
+    if negatives is not None:
+        _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
+        columns, pairs = unit(negatives) * temperature**-0.5, excluded((), None, copies=1)
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(q, k, ignore, views=1, reduction=reduction)
+    copies = 2 if symmetric else 1
+    each = symmetric and reduction == "none"
+    loss = loss_of_rows(
+        q,
+        columns,
+        (q * k).sum(1).repeat(copies),
+        CrossEntropy(largest_logit(temperature)),
+        pairs,
+        two_way=symmetric,
+        like=query.new_empty(0, dtype=torch.promote_types(query.dtype, key.dtype)),
+        reduction=reduction,
+        weight=weight,
+        everyone=everyone,
+    )
+    if each:
+        return loss.view(2, n).mean(0)
+    return loss / 2 if symmetric and reduction == "sum" else loss
+
+
+def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:
+    check_floating(negatives=negatives)
+    if negatives.ndim != 2 or negatives.shape[1] != query.shape[1] or negatives.shape[0] == 0:
+        raise ValueError(
+            f"negatives must have shape (K, {query.shape[1]}) with K >= 1; "
+            f"got {tuple(negatives.shape)}"
+        )
+    if wider or ignore is not None:
+        raise ValueError(
+            "symmetric, ignore and gather_distributed are about the batch's own keys: "
+            "leave out negatives"
+        )

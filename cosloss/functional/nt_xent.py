@@ -1,0 +1,90 @@
+"""In-batch contrastive losses: called as loss(z1, z2), row i of each a view of the same item."""
+
+import torch  # noqa: F401  (the doctest's)
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cosloss.functional._checks import (
+    check_groups,
+    check_reduction,
+    check_temperature,
+    check_views,
+    check_weight,
+    joined,
+)
+from cosloss.functional._in_batch import excluded, gathered_batch, largest_logit, loss_of_rows, unit
+from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
+
+
+def nt_xent_loss(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    temperature: float | Tensor = 0.5,
+    reduction: str = "mean",
+    *,
+    decoupled: bool = False,
+    ignore: Int[Tensor, " n"] | None = None,
+    weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
+) -> Float[Tensor, "..."]:
+    """NT-Xent, the normalised temperature-scaled cross entropy of SimCLR.
+
+    l_i = -S_i,pos(i) / temperature + log sum_{j != i} exp(S_ij / temperature)
+
+    over the 2N rows of z1 and z2, S their cosine similarities. Memory is O(N D).
+
+    Args:
+        z1: (N, D), floating point; rows need not be normalised.
+        z2: (N, D), row i a second view of row i of z1.
+        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        reduction: "none" gives (2N,), z1's rows first; "sum" and "mean" are over those.
+        decoupled: leave the positive out of the sum (DCL).
+        ignore: (N,), one group id per item; items of the same group are not negatives.
+        weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
+
+    Returns:
+        The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
+        similarity 0 with every row, and gradient 0. A row without negatives has loss 0. A NaN or an
+        infinity makes every loss NaN.
+
+    Raises:
+        TypeError: an input is not a real floating-point tensor.
+        ValueError: shapes do not match, the batch is empty, temperature is not positive, or
+            reduction is invalid.
+
+    Example:
+        >>> z = torch.eye(2)
+        >>> nt_xent_loss(z, z, temperature=1.0)
+        tensor(0.5514)
+
+    Source: Chen et al., "A Simple Framework for Contrastive Learning", 2020, Algorithm 1;
+    decoupled: Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 6.
+    """
+    check_reduction(reduction)
+    check_views(z1, z2)
+    check_temperature(temperature)
+    n = z1.shape[0]
+    check_groups(ignore, n)
+    check_weight(weight, n)
+    z = joined(z1, z2)
+    r = unit(z) * temperature**-0.5
+    r1, r2 = r.view(2, n, -1).unbind()
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, None, ignore, views=2, reduction=reduction)
+    loss = Contrast if decoupled else CrossEntropy
+    return loss_of_rows(
+        r,
+        None,
+        (r1 * r2).sum(1).repeat(2),
+        loss(largest_logit(temperature)),
+        excluded((0, n, -n), ignore, copies=2),
+        two_way=True,
+        like=z,
+        reduction=reduction,
+        weight=weight,
+        everyone=everyone,
+    )

@@ -1,0 +1,88 @@
+"""The pairwise sigmoid loss: every pair of the batch classified on its own."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cosloss.functional._checks import (
+    check_groups,
+    check_reduction,
+    check_temperature,
+    check_views,
+    check_weight,
+)
+from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows, unit
+from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
+
+
+def sigmoid_contrastive_loss(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    temperature: float | Tensor,
+    bias: float | Tensor,
+    reduction: str = "mean",
+    *,
+    ignore: Int[Tensor, " n"] | None = None,
+    weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
+) -> Float[Tensor, "..."]:
+    """SigLIP's loss: for every pair of rows, is it the same item or not.
+
+    l_i = -sum_j log sigmoid(y_ij (S_ij / temperature + bias)),    y_ij = 1 if i = j, else -1,
+
+    with S_ij the cosine similarity of row i of z1 and row j of z2. Memory is O(N D).
+
+    Args:
+        z1: (N, D), floating point; rows need not be normalised.
+        z2: (N, D), row i the other view of row i of z1.
+        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        bias: a number or a 0-d tensor, which may require a gradient.
+        reduction: "none" gives (N,), one sum for each row of z1; "sum" and "mean" are over those.
+        ignore: (N,), one group id per item; items of the same group are not negatives.
+        weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
+
+    Returns:
+        The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
+        similarity 0 with every row, and gradient 0. A NaN or an infinity makes the loss of every
+        row that meets it NaN.
+
+    Raises:
+        TypeError: an input is not a real floating-point tensor.
+        ValueError: shapes do not match, the batch is empty, temperature is not positive, or
+            reduction is invalid.
+
+    Example:
+        >>> z = torch.eye(2)
+        >>> sigmoid_contrastive_loss(z, z, temperature=0.1, bias=-10.0)
+        tensor(0.6932)
+
+    Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, eq. 1, algorithm 1
+    (whose t is 1 / temperature).
+    """
+    check_reduction(reduction)
+    check_views(z1, z2)
+    check_temperature(temperature)
+    n = z1.shape[0]
+    check_groups(ignore, n)
+    check_weight(weight, n)
+    r, c = (unit(z) * temperature**-0.5 for z in (z1, z2))
+    offset = bias.to(r.dtype) if isinstance(bias, Tensor) else r.new_tensor(bias)
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, c, ignore, views=1, reduction=reduction)
+    return loss_of_rows(
+        r,
+        c,
+        (r * c).sum(1) + offset,
+        SigmoidContrast(),
+        excluded((0,), ignore, copies=1),
+        two_way=False,
+        like=z1.new_empty(0, dtype=torch.promote_types(z1.dtype, z2.dtype)),
+        reduction=reduction,
+        weight=weight,
+        bias=offset,
+        everyone=everyone,
+    )

@@ -1,0 +1,158 @@
+"""Supervised contrastive loss: all rows of a row's class are its positives."""
+
+import torch  # noqa: F401  (the doctest's)
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cosloss.functional._checks import (
+    check_floating,
+    check_reduction,
+    check_temperature,
+    check_weight,
+)
+from cosloss.functional._in_batch import gathered_batch, largest_logit, loss_of_rows, unit
+from cosloss.kernels.eager.cross_entropy import Contrast
+from cosloss.kernels.eager.tiles import Diagonals
+from cosloss.ops.gathered import Everyone
+from cosloss.ops.transformed import transformed
+
+
+def sup_con_loss(
+    z: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    *,
+    weight: Float[Tensor, " n"] | None = None,
+    gather_distributed: bool = False,
+) -> Float[Tensor, "..."]:
+    """SupCon, the contrastive loss with several positives per row (the paper's L_out).
+
+    l_i = mean_{p in P(i)} [ -S_ip / temperature + log sum_{a != i} exp(S_ia / temperature) ]
+
+    with S the cosine similarities and P(i) the other rows of row i's class. Memory is O(N D).
+
+    Args:
+        z: (N, D), floating point; rows need not be normalised. Views are rows of their own.
+        labels: (N,), the class of each row.
+        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        reduction: "none" gives (N,); "sum" and "mean" are over the rows that have a positive.
+        weight: (N,), multiplies each loss before the reduction; "mean" still divides by the number
+            of rows that have a positive.
+        gather_distributed: take negatives from all processes of the default group, whose batches
+            may differ in size. The loss is the joined batch's in every process, and after DDP's
+            averaging so is every gradient. Needs reduction "mean" or "sum".
+
+    Returns:
+        The loss, a scalar unless reduction is "none"; float32 under autocast. A row without a
+        positive has loss 0 and counts only as the others' negative; without any positive the mean
+        is 0. A zero row has similarity 0 with every row, and gradient 0. A NaN or an infinity makes
+        every loss NaN.
+
+    Raises:
+        TypeError: z is not a real floating-point tensor.
+        ValueError: shapes do not match, the batch is empty, temperature is not positive, or
+            reduction is invalid.
+
+    Example:
+        >>> sup_con_loss(torch.eye(3), torch.tensor([0, 0, 1]), temperature=1.0)
+        tensor(0.6931)
+
+    Source: Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2.
+    """
+    check_reduction(reduction)
+    check_floating(z=z)
+    if z.ndim != 2 or z.shape[0] == 0 or labels.shape != z.shape[:1]:
+        raise ValueError(
+            "z must have shape (N, D) with N >= 1, and labels shape (N,); "
+            f"got {tuple(z.shape)} and {tuple(labels.shape)}"
+        )
+    check_temperature(temperature)
+    check_weight(weight, z.shape[0])
+    r = unit(z) * temperature**-0.5
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, None, None, views=1, reduction=reduction)
+    if everyone is not None:
+        return _across_processes(r, labels, temperature, reduction, weight, everyone).to(z.dtype)
+    siblings, count = _class_sums(r, labels)
+    has_positive = (count > 0).to(r.dtype)
+    share = has_positive if weight is None else has_positive * weight
+    if reduction == "mean":
+        share = share / has_positive.sum().clamp_min(1)
+    return loss_of_rows(
+        r,
+        None,
+        (r * siblings).sum(1) / count.clamp_min(1),
+        Contrast(largest_logit(temperature)),
+        Diagonals((0,)),
+        two_way=True,
+        like=z,
+        reduction="none" if reduction == "none" else "sum",
+        weight=share,
+    )
+
+
+def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
+    """How many rows share their label with no other row.
+
+    Example:
+        >>> rows_without_positive(torch.tensor([0, 0, 1]))
+        tensor(1)
+    """
+    return (labels.unique(return_counts=True)[1] == 1).sum()
+
+
+def _across_processes(
+    r: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    reduction: str,
+    weight: Tensor | None,
+    everyone: Everyone,
+) -> Tensor:
+    """The joined batch's loss. Its part in the positives,
+
+        -sum_i s_i / count_i sum_{p in P(i)} <r_i, r_p>,
+
+    is bilinear: a process's own rows get its whole gradient from their inner product with
+    sum_p (s_i + s_p) / count_i r_p.
+    """
+    peers = everyone.peers
+    all_labels = peers.gather(labels)
+    all_weights = r.new_ones(all_labels.shape) if weight is None else peers.gather(weight)
+    first = sum(peers.items[: peers.rank])
+    own = slice(first, first + r.shape[0])
+    rows = everyone.rows.to(r.dtype)
+    siblings, count = _class_sums(rows, all_labels)
+    share = all_weights.to(r.dtype) * (count > 0)
+    if reduction == "mean":
+        share = share / (count > 0).sum().clamp_min(1)
+    weighted_siblings, _ = _class_sums(share[:, None] * rows, all_labels)
+    pull = (share[:, None] * siblings + weighted_siblings) / count.clamp_min(1)[:, None]
+    positive = (rows * siblings).sum(1) / count.clamp_min(1)
+    contrast = loss_of_rows(
+        r,
+        None,
+        positive[own],
+        Contrast(largest_logit(temperature)),
+        Diagonals((0,)),
+        two_way=True,
+        like=r,
+        reduction="sum",
+        weight=share[own],
+        everyone=everyone,
+    )
+    positives = -peers.world * (r * pull[own]).sum()
+    return contrast + (positives - positives.detach())
+
+
+def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the sum of the other rows of its class, (N, D), and their number, (N,)."""
+    if transformed(r, labels):
+        # without indices that depend on the labels' values, at the cost of an (N, N) mask
+        same = (labels == labels[:, None]).to(r.dtype)
+        return same @ r - r, same.sum(1) - 1
+    _, group, sizes = labels.unique(return_inverse=True, return_counts=True)
+    sums = r.new_zeros(sizes.shape[0], r.shape[1]).index_add(0, group, r)
+    return sums.index_select(0, group) - r, sizes[group].to(r.dtype) - 1

@@ -1,0 +1,157 @@
+"""The engine of the in-batch losses: totals of a logit matrix, and the gradient, tile by tile.
+
+Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
+(N, M); totals (N,), or (N + M,) where the columns have a loss of their own, rows first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosloss.kernels.eager.tile_loss import TileLoss
+from cosloss.kernels.eager.tiles import Excluded, tiles, triangle
+from cosloss.kernels.eager.workspace import workspace
+
+# a logit matrix up to this size is kept from the forward to the backward pass
+KEPT_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A logit matrix's loss, its excluded pairs, and the dtype of its products.
+
+    two_way: every column has a loss as well as every row; always so for a symmetric matrix.
+    """
+
+    loss: TileLoss
+    excluded: Excluded
+    two_way: bool
+    dtype: torch.dtype
+
+
+def forward(
+    r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
+) -> tuple[Tensor, object]:
+    """The totals, and a ticket for the tiles kept: None if not asked for, or too large."""
+    walk = _Walk(r, c, bias, matrix)
+    ticket = walk.keep_tiles() if keep else None
+    totals = matrix.loss.totals(*walk.new_totals())
+    for i, j, memory in walk:
+        totals.add(walk.logits(i, j, memory), i, j, keep)
+    totals.finish()
+    if walk.symmetric or totals.columns is None:
+        return totals.rows, ticket
+    return torch.cat([totals.rows, totals.columns]), ticket
+
+
+def backward(
+    grad: Tensor,
+    total: Tensor,
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+    ticket: object,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
+    walk = _Walk(r, c, bias, matrix)
+    kept = walk.find_tiles(ticket)
+    totals = matrix.loss.totals(*walk.split(total))
+    a, b = walk.split(totals.coefficients(grad, total))
+    grad_r = torch.zeros_like(r) if needs[0] else None
+    grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
+    grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+    for i, j, memory in walk:
+        if not kept:
+            totals.again(walk.logits(i, j, memory))
+        weight = totals.weigh(memory, i, j, a, b, out=walk.scratch(memory))
+        if grad_r is not None:
+            _add_product(grad_r[i], weight, walk.c[j])
+            if walk.symmetric and i != j:
+                _add_product(grad_r[j], weight.T, walk.r[i])
+        if grad_c is not None:
+            _add_product(grad_c[j], weight.T, walk.r[i])
+        if grad_bias is not None:
+            grad_bias += weight.sum(dtype=grad_bias.dtype)
+    return grad_r, grad_c, grad_bias
+
+
+class _Walk:
+    """The tiles of one matrix in their order, each with its memory; operands in matrix.dtype."""
+
+    def __init__(self, r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> None:
+        self.symmetric = c is None
+        self.two_way = matrix.two_way
+        self.r = r.to(matrix.dtype)
+        self.c = self.r if c is None else c.to(matrix.dtype)
+        self._bias = bias
+        self._excluded = matrix.excluded
+        self._sums_like = r
+        rows, columns = self.r.shape[0], self.c.shape[0]
+        self._tiles = triangle(rows, r.device) if self.symmetric else tiles(rows, columns, r.device)
+        sizes = [(i.stop - i.start) * (j.stop - j.start) for i, j in self._tiles]
+        self._elements, self._largest = sum(sizes), max(sizes, default=0)
+        self._kept: Tensor | None = None
+        self._scratch: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        buffer = self.r.new_empty(self._largest) if self._kept is None else self._kept
+        start = 0
+        for i, j in self._tiles:
+            height, width = i.stop - i.start, j.stop - j.start
+            yield i, j, buffer[start : start + height * width].view(height, width)
+            if self._kept is not None:
+                start += height * width
+
+    def keep_tiles(self) -> object:
+        """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
+        if self._elements * self.r.element_size() > KEPT_BYTES:
+            workspace.release()
+            return None
+        self._kept, ticket = workspace.claim(self._elements, self.r)
+        return ticket
+
+    def find_tiles(self, ticket: object) -> bool:
+        """Whether the tiles that a walk kept are there, for this walk to go over again."""
+        if not workspace.holds(ticket):
+            return False
+        self._kept = workspace.held(self._elements, self.r)
+        return True
+
+    def logits(self, i: slice, j: slice, memory: Tensor) -> Tensor:
+        """The tile X[i, j], written into memory, with excluded pairs at -inf."""
+        torch.mm(self.r[i], self.c[j].T, out=memory)
+        if self._bias is not None:
+            memory += self._bias
+        self._excluded.fill(memory, i, j, -torch.inf)
+        return memory
+
+    def scratch(self, tile: Tensor) -> Tensor:
+        """Memory of the tile's shape."""
+        if self._scratch is None:
+            self._scratch = self.r.new_empty(self._largest)
+        return self._scratch[: tile.numel()].view(tile.shape)
+
+    def new_totals(self) -> tuple[Tensor, Tensor | None]:
+        rows = self._sums_like.new_zeros(self.r.shape[0])
+        if self.symmetric:
+            return rows, rows
+        return rows, rows.new_zeros(self.c.shape[0]) if self.two_way else None
+
+    def split(self, total: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows' and the columns' part of a vector over the losses."""
+        if self.symmetric:
+            return total, total
+        rows = self.r.shape[0]
+        return total[:rows], total[rows:] if self.two_way else None
+
+
+def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+    """target += a b, added up in target's dtype."""
+    if target.dtype == a.dtype:
+        target.addmm_(a, b)
+    else:
+        target += a @ b

@@ -1,0 +1,44 @@
+"""Memory that a training step gives to the next one, so that the CPU's pages need no new mapping.
+
+A loss keeps its tiles here from its forward to its backward pass. A later forward pass takes the
+memory over: the earlier loss finds its ticket void, and computes its tiles again.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+
+
+class Workspace(threading.local):
+    """One buffer per thread and its present holder's ticket."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._ticket: object = None
+
+    def claim(self, elements: int, like: Tensor) -> tuple[Tensor, object]:
+        """A flat buffer of like's dtype and device, and the ticket that is valid until the next."""
+        size = elements * like.element_size()
+        buffer = self._buffer
+        if buffer is None or buffer.device != like.device or not size <= buffer.numel() <= 4 * size:
+            self._buffer = buffer = None  # the old memory goes before the new comes
+            self._buffer = torch.empty(size, dtype=torch.uint8, device=like.device)
+        self._ticket = object()
+        return self.held(elements, like), self._ticket
+
+    def held(self, elements: int, like: Tensor) -> Tensor:
+        """The buffer as its holder claimed it."""
+        assert self._buffer is not None
+        return self._buffer[: elements * like.element_size()].view(like.dtype)
+
+    def holds(self, ticket: object) -> bool:
+        """Whether the buffer still contains what the ticket's holder wrote."""
+        return ticket is not None and ticket is self._ticket
+
+    def release(self) -> None:
+        """Hand the memory back."""
+        self._buffer = self._ticket = None
+
+
+workspace = Workspace()

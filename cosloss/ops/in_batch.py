@@ -1,0 +1,126 @@
+"""The op of every in-batch loss: rows of a logit matrix, each with a positive, reduced or not.
+
+With X = R C^T + b, T_i a total over row i's pairs (a sum of f(x_ij), or a logsumexp), p_i the
+positive's logit and weights w, the loss is L = sum_i w_i l(T_i, p_i). Then, with g on L,
+
+    a_i = g w_i dl/dT_i,    W_ij = a_i dT_i/dx_ij  (+ b_j dT_j/dx_ij where column j has a loss too),
+    grad_R = W C,    grad_C = W^T R,    grad_b = sum_ij W_ij,    grad_p_i = g w_i dl/dp_i.
+
+Where C is R, X is symmetric, W_ij = W_ji carries both terms, and grad_R = W R: the tiles above the
+diagonal give the rest. Normalisation and temperature lie outside, in R = u / sqrt(temperature), so
+that the gradient on the temperature costs no pass over the matrix: it is sum_i <R_i, grad_R_i>.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from cosloss.kernels.eager import in_batch as kernel
+from cosloss.kernels.eager.in_batch import Matrix
+from cosloss.kernels.eager.totals import empty_total
+from cosloss.ops.transformed import transformed
+
+
+def in_batch(
+    r: Tensor,
+    c: Tensor | None,
+    positive: Tensor,
+    weight: Tensor | float | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+) -> Tensor:
+    """sum_i w_i l_i for constant weights, or every l_i where weight is None."""
+    if transformed(r, c, positive, bias):
+        return dense(r, c, positive, weight, bias, matrix)
+    return InBatch.apply(r, c, positive, weight, bias, matrix)
+
+
+def dense(
+    r: Tensor,
+    c: Tensor | None,
+    positive: Tensor,
+    weight: Tensor | float | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+) -> Tensor:
+    """The loss with the whole matrix in memory, differentiable any number of times."""
+    with products_as_written(r):
+        columns = r if c is None else c
+        x = (r.to(matrix.dtype) @ columns.to(matrix.dtype).T).to(r.dtype)
+        if bias is not None:
+            x = x + bias
+        x = x.masked_fill(matrix.excluded.mask(x), empty_total(x.dtype))
+        total = matrix.loss.dense_total(x, 1)
+        if matrix.two_way and c is not None:
+            total = torch.cat([total, matrix.loss.dense_total(x, 0)])
+        loss = matrix.loss.rows(total, positive)
+        return loss if weight is None else (loss * weight).sum()
+
+
+class InBatch(Function):
+    """The tiled loss; its second derivative is the dense formula's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        r: Tensor,
+        c: Tensor | None,
+        positive: Tensor,
+        weight: Tensor | float | None,
+        bias: Tensor | None,
+        matrix: Matrix,
+    ) -> Tensor:
+        keep = any(ctx.needs_input_grad)
+        with products_as_written(r):
+            total, ctx.ticket = kernel.forward(r, c, bias, matrix, keep)
+        ctx.weight, ctx.matrix = weight, matrix
+        ctx.save_for_backward(r, c, positive, bias, total)
+        loss = matrix.loss.rows(total, positive)
+        return loss if weight is None else (loss * weight).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or transformed(grads[0]):
+            return _dense_backward(ctx, grads[0])
+        r, c, positive, bias, total = ctx.saved_tensors
+        needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
+        grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
+        per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
+        with products_as_written(r):
+            grad_r, grad_c, grad_bias = kernel.backward(
+                grad * per_total,
+                total,
+                r,
+                c,
+                bias,
+                ctx.matrix,
+                ctx.ticket,
+                (needs_r, needs_c, needs_bias),
+            )
+        grad_positive = grad * per_positive if needs_positive else None
+        return grad_r, grad_c, grad_positive, None, grad_bias, None
+
+
+def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    r, c, positive, bias, _ = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # aliases, since one input may be a function of another: the positive's logit is one of r
+        inputs: list[Any] = [x if x is None else x.view_as(x) for x in (r, c, positive, bias)]
+        loss = dense(inputs[0], inputs[1], inputs[2], ctx.weight, inputs[3], ctx.matrix)
+    inputs.insert(3, None)
+    wanted = [x for x, need in zip(inputs, needs, strict=False) if need]
+    found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
+    return tuple(next(found) if need else None for need in needs)
+
+
+def products_as_written(like: Tensor) -> AbstractContextManager[Any]:
+    # autocast would take the products to a dtype of its own
+    kind = like.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

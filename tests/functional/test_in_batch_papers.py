@@ -1,0 +1,153 @@
+"""Each in-batch loss against its paper, written as loops over plain numbers, in float64."""
+
+import math
+
+import pytest
+import torch
+
+from cosloss import functional
+
+TEMPERATURE = 0.4
+BIAS = -1.3
+LABELS = [0, 1, 0, 2, 1, 0, 3]
+GROUPS = [0, 1, 0, 2, 3, 1, 4]
+
+
+def rows(seed, count=7, columns=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, columns, dtype=torch.float64, generator=generator)
+
+
+def cosine(x, y):
+    dot = sum(a * b for a, b in zip(x, y, strict=True))
+    return dot / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+
+
+def nt_xent(z1, z2, groups=None, decoupled=False):
+    z = [*z1, *z2]
+    n = len(z1)
+    losses = []
+    for i in range(2 * n):
+        positive = (i + n) % (2 * n)
+        total = 0.0
+        for j in range(2 * n):
+            same = j % n == i % n or (groups is not None and groups[j % n] == groups[i % n])
+            if not same or (j == positive and not decoupled):
+                total += math.exp(cosine(z[i], z[j]) / TEMPERATURE)
+        losses.append(-math.log(math.exp(cosine(z[i], z[positive]) / TEMPERATURE) / total))
+    return losses
+
+
+def info_nce(query, key):
+    losses = []
+    for i, q in enumerate(query):
+        total = sum(math.exp(cosine(q, k) / TEMPERATURE) for k in key)
+        losses.append(-math.log(math.exp(cosine(q, key[i]) / TEMPERATURE) / total))
+    return losses
+
+
+def clip(query, key):
+    return [(a + b) / 2 for a, b in zip(info_nce(query, key), info_nce(key, query), strict=True)]
+
+
+def moco(query, key, queue):
+    losses = []
+    for q, k in zip(query, key, strict=True):
+        own = math.exp(cosine(q, k) / TEMPERATURE)
+        total = own + sum(math.exp(cosine(q, other) / TEMPERATURE) for other in queue)
+        losses.append(-math.log(own / total))
+    return losses
+
+
+def sup_con(z, labels):
+    losses = []
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        total = sum(math.exp(cosine(z[i], z[a]) / TEMPERATURE) for a in others)
+        terms = [math.log(math.exp(cosine(z[i], z[p]) / TEMPERATURE) / total) for p in positives]
+        losses.append(-sum(terms) / len(terms) if terms else 0.0)
+    return losses
+
+
+def sigmoid(z1, z2):
+    losses = []
+    for i, x in enumerate(z1):
+        terms = []
+        for j, y in enumerate(z2):
+            label = 1 if i == j else -1
+            logit = cosine(x, y) / TEMPERATURE + BIAS
+            terms.append(-math.log(1 / (1 + math.exp(-label * logit))))
+        losses.append(sum(terms))
+    return losses
+
+
+def in_batch_cosine(z1, z2, margin, groups):
+    z = [*z1, *z2]
+    n = len(z1)
+    losses = []
+    for i in range(2 * n):
+        negatives = [j for j in range(2 * n) if groups[j % n] != groups[i % n]]
+        hinges = [max(0.0, cosine(z[i], z[j]) - margin) for j in negatives]
+        losses.append(1 - cosine(z[i], z[(i + n) % (2 * n)]) + sum(hinges) / len(hinges))
+    return losses
+
+
+def close(ours, paper):
+    torch.testing.assert_close(
+        ours, torch.tensor(paper, dtype=torch.float64), rtol=1e-13, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_nt_xent(groups, decoupled):
+    z1, z2 = rows(0), rows(1)
+    ignore = None if groups is None else torch.tensor(groups)
+    ours = functional.nt_xent_loss(z1, z2, TEMPERATURE, "none", decoupled=decoupled, ignore=ignore)
+    close(ours, nt_xent(z1.tolist(), z2.tolist(), groups, decoupled))
+
+
+def test_info_nce():
+    q, k, queue = rows(0), rows(1), rows(2, count=4)
+    lists = q.tolist(), k.tolist()
+    close(functional.info_nce_loss(q, k, TEMPERATURE, reduction="none"), info_nce(*lists))
+    close(
+        functional.info_nce_loss(q, k, TEMPERATURE, symmetric=True, reduction="none"),
+        clip(*lists),
+    )
+    close(
+        functional.info_nce_loss(q, k, TEMPERATURE, queue, reduction="none"),
+        moco(*lists, queue.tolist()),
+    )
+
+
+def test_sup_con():
+    z = rows(0)
+    paper = sup_con(z.tolist(), LABELS)
+    labels = torch.tensor(LABELS)
+    close(functional.sup_con_loss(z, labels, TEMPERATURE, "none"), paper)
+    with_positive = sum(LABELS.count(label) > 1 for label in LABELS)
+    close(functional.sup_con_loss(z, labels, TEMPERATURE), sum(paper) / with_positive)
+    assert functional.rows_without_positive(labels) == len(LABELS) - with_positive == 2
+
+
+def test_sigmoid():
+    z1, z2 = rows(0), rows(1)
+    ours = functional.sigmoid_contrastive_loss(z1, z2, TEMPERATURE, BIAS, "none")
+    close(ours, sigmoid(z1.tolist(), z2.tolist()))
+
+
+def test_in_batch_cosine():
+    z1, z2 = rows(0), rows(1)
+    ours = functional.in_batch_cosine_embedding_loss(
+        z1, z2, 0.1, "none", ignore=torch.tensor(GROUPS)
+    )
+    close(ours, in_batch_cosine(z1.tolist(), z2.tolist(), 0.1, GROUPS))
+
+
+@pytest.mark.parametrize("n", [1, 2, 37])
+def test_identical_rows_are_told_apart_by_chance(n):
+    z = torch.ones(n, 3)
+    loss = functional.nt_xent_loss(z, z, 0.5)
+    torch.testing.assert_close(loss, torch.tensor(math.log(2 * n - 1)), rtol=1e-6, atol=1e-7)

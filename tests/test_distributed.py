@@ -1,0 +1,137 @@
+"""Losses gathered over gloo processes against one process with the joined batch."""
+
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cosloss import functional
+
+GROUPS = torch.tensor([0, 1, 2, 1, 3, 0, 4, 2, 5, 1])
+LOSSES = {
+    "nt_xent": lambda a, b, t, ids, **k: functional.nt_xent_loss(a, b, t, **k),
+    "decoupled, ignore": lambda a, b, t, ids, **k: functional.nt_xent_loss(
+        a, b, t, "sum", decoupled=True, ignore=ids, **k
+    ),
+    "weight": lambda a, b, t, ids, **k: functional.nt_xent_loss(a, b, t, weight=ids + 0.5, **k),
+    "in_batch_cosine": lambda a, b, t, ids, **k: (
+        t * functional.in_batch_cosine_embedding_loss(a, b, -0.1, ignore=ids, **k)
+    ),
+    "info_nce": lambda a, b, t, ids, **k: functional.info_nce_loss(a, b, t, **k),
+    "symmetric": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, symmetric=True, ignore=ids, weight=ids + 0.5, **k
+    ),
+    "sigmoid": lambda a, b, t, ids, **k: functional.sigmoid_contrastive_loss(
+        a, b, t, 3 * t - 2, **k
+    ),
+    "sup_con": lambda a, b, t, ids, **k: functional.sup_con_loss(
+        a + b, ids, t, weight=ids + 0.5, **k
+    ),
+}
+
+
+def parameters(dtype, temperature):
+    generator = torch.Generator().manual_seed(0)
+    encoder = torch.randn(6, 5, dtype=torch.float64, generator=generator).to(dtype)
+    return encoder.requires_grad_(), torch.tensor(temperature, dtype=dtype, requires_grad=True)
+
+
+def batches(dtype, steps=2):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(steps, 2, 10, 6, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def gradient(loss, dtype, temperature, rows, **keywords):
+    """The loss of each accumulated step, and the accumulated gradients of the parameters."""
+    encoder, t = parameters(dtype, temperature)
+    values = []
+    for x1, x2 in batches(dtype):
+        value = loss(x1[rows] @ encoder, x2[rows] @ encoder, t, GROUPS[rows], **keywords)
+        (0.37 * value).backward()
+        values.append(value.detach())
+    return torch.stack(values), encoder.grad, t.grad
+
+
+def join(rank, world, port):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=30),
+    )
+
+
+def check_every_loss(rank, world):
+    bounds = {2: [0, 7, 10], 4: [0, 2, 3, 7, 10]}[world]
+    rows = slice(bounds[rank], bounds[rank + 1])
+    for name, loss in LOSSES.items():
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+            for temperature in (0.3, 0.02):
+                joined = gradient(loss, dtype, temperature, slice(None))
+                value, *grads = gradient(loss, dtype, temperature, rows, gather_distributed=True)
+                for grad in grads:  # as DDP does
+                    dist.all_reduce(grad)
+                    grad /= world
+                for ours, one in zip((value, *grads), joined, strict=True):
+                    error = float((ours - one).abs().max() / one.abs().max().clamp_min(1e-3))
+                    # float32's own logits are 1 / temperature large
+                    allowed = tolerance / min(1.0, 4 * temperature)
+                    assert error < allowed, (name, dtype, temperature, error)
+
+
+def count_collectives():
+    sent = []
+    all_gather = dist.all_gather
+
+    def counted(parts, x):
+        sent.append(x.numel() * x.element_size())
+        all_gather(parts, x)
+
+    dist.all_gather = counted
+    z1, z2 = torch.randn(2, 8, 16, requires_grad=True)
+    loss = functional.nt_xent_loss(z1, z2, gather_distributed=True)
+    assert sent == [8, 16 * 16 * 4, 16 * 3 * 4], sent  # a count, the embeddings, the row statistics
+    loss.backward()
+    assert len(sent) == 3, "the backward pass must send nothing"
+    dist.all_gather = all_gather
+
+
+def end_one_process(rank):
+    if rank != 1:
+        z = torch.randn(4, 3)
+        with pytest.raises(RuntimeError, match="a process of the group ended"):
+            functional.nt_xent_loss(z, z, gather_distributed=True)
+    dist.destroy_process_group()
+
+
+def spawn(function, world):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(function, (world, port), world)
+
+
+def everything(rank, world, port):
+    join(rank, world, port)
+    count_collectives()
+    check_every_loss(rank, world)
+    end_one_process(rank)
+
+
+def test_four_processes():
+    spawn(everything, 4)
+
+
+def test_two_processes():
+    spawn(everything, 2)
+
+
+def test_alone_it_is_the_plain_loss():
+    z1, z2 = torch.randn(2, 5, 3)
+    gathered = functional.nt_xent_loss(z1, z2, gather_distributed=True)
+    assert torch.equal(gathered, functional.nt_xent_loss(z1, z2))
