@@ -55,7 +55,7 @@ class SimCLR(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images, without augmentation."""
-        return self.encoder(self.views.normalize(images))
+        return self.encoder(self.views.normalize(images).to(self.dtype))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._contrast(batch["image"])
