@@ -169,10 +169,15 @@ def _decode(value: Any, record: dict[str, Any]) -> Any:
 
 def _name(value: Any) -> str:
     """Where a class or function is imported from, "package.module:name"."""
-    name = f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', None)}"
-    if "<" in name or "None" in name:
-        raise TypeError(f"{value!r} has no name to import it by")
-    return name
+    module = getattr(value, "__module__", None)
+    # the qualified name of one of torch's builtins leads nowhere, the plain one does
+    for path in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
+        found: Any = sys.modules.get(module or "")
+        for attribute in path.split("."):
+            found = getattr(found, attribute, None)
+        if found is not None and found is value:
+            return f"{module}:{path}"
+    raise TypeError(f"{value!r} has no name to import it by")
 
 
 def _import(name: str, record: dict[str, Any]) -> Any:
