@@ -154,25 +154,30 @@ def _decode(value: Any, record: dict[str, Any]) -> Any:
         for name, child in _decode(parts[3], record).items():
             module.add_module(name, child)
         return module
-    items = [_decode(part, record) for part in parts]
     if kind == "function module":
         module = nn.Module()
-        module.forward = items[0]
+        module.forward = _decode(parts[0], record)
         return module
     if kind == "partial":
-        return partial(items[0], *items[1], **items[2])
-    entries = [_decode(item, record) for item in parts[0]] if kind != "dict" else parts[0]
+        function, args, keywords = (_decode(part, record) for part in parts)
+        return partial(function, *args, **keywords)
     if kind == "dict":
-        return {_decode(k, record): _decode(v, record) for k, v in entries}
-    return tuple(entries) if kind == "tuple" else entries
+        return {_decode(k, record): _decode(v, record) for k, v in parts[0]}
+    items = [_decode(item, record) for item in parts[0]]
+    return tuple(items) if kind == "tuple" else items
 
 
 def _name(value: Any) -> str:
     """Where a class or function is imported from, "package.module:name"."""
-    name = f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', None)}"
-    if "<" in name or "None" in name:
-        raise TypeError(f"{value!r} has no name to import it by")
-    return name
+    module = getattr(value, "__module__", None)
+    # the qualified name of one of torch's builtins leads nowhere, the plain one does
+    for path in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
+        found: Any = sys.modules.get(module or "")
+        for attribute in path.split("."):
+            found = getattr(found, attribute, None)
+        if found is not None and found is value:
+            return f"{module}:{path}"
+    raise TypeError(f"{value!r} has no name to import it by")
 
 
 def _import(name: str, record: dict[str, Any]) -> Any:

@@ -3,7 +3,8 @@
 For each op and dtype: the worst error of the value and of the gradients against the float64 twin,
 at generic and at hard inputs, for our op and for torch's own function where there is one. A row
 fails when our op errs by more than its twin allows (`cosloss.testing.op`); then the exit status
-is 1. Torch's columns are for comparison, and do not decide.
+is 1. Torch's columns are for comparison, and do not decide. With `--replay FILE`, one failure that
+a callback saved is run again instead.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cosloss.replay import replay
 from cosloss.testing import OPS, Errors, Op, Sample, errors
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -84,10 +86,13 @@ def _peer(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m cosloss.verify", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", help="cpu (the default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES)
+    parser.add_argument("--replay", metavar="FILE", help="a failure that a callback wrote")
     options = parser.parse_args(arguments)
-    passed = verify(dtypes=options.dtype, device=options.device)
+    if options.replay:
+        return replay(options.replay, options.device)
+    passed = verify(dtypes=options.dtype, device=options.device or "cpu")
     print("every op is within its budget" if passed else "an op is beyond its budget")
     return 0 if passed else 1
 

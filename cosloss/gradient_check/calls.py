@@ -125,8 +125,8 @@ def outputs_of(result: Any) -> list[Tensor]:
 def gradients(fn: Function, inputs: Any, wanted: Sequence[str]) -> dict[str, Tensor]:
     """The gradients of fn(inputs), weighted by `cotangent`, on the inputs `wanted`, in float64.
 
-    They are computed in the inputs' own dtypes, on detached copies. Under "value" stands the
-    weighted sum of the outputs.
+    They are computed in the inputs' own dtypes, on detached copies. Under "value" stand all
+    outputs, as one vector.
     """
     copies = map_tensors(lambda name, t: t.detach().clone(), inputs)
     leaves = {n: t.requires_grad_() for n, t in tensors_in(copies).items() if n in wanted}
@@ -158,9 +158,7 @@ def backward(result: Any, leaves: Mapping[str, Tensor], keep: bool = False) -> d
         resolved = 0 < largest < math.inf
         scale = 2.0 ** min(max(-math.frexp(largest)[1], -14), 14) if resolved else 2.0**12
     found = grad(scale, keep)
-    value = torch.stack(
-        [(o.detach().double() * w.double()).sum() for o, w in zip(outputs, weights, strict=True)]
-    ).sum()
+    value = torch.cat([output.detach().double().flatten() for output in outputs])
     return {
         "value": value,
         **{name: g.double() / scale for name, g in zip(leaves, found, strict=True)},

@@ -2,11 +2,11 @@
 
 The error budget of the gradient g (the twin's, in float64) on an input is
 
-    16 (u |g| + min(e, |g| / 64)),
+    4 (u |g| + min(e, |g| / 64)),
 
 u the unit roundoff of the coarsest format at work and e the error of the twin's own gradient in the
 training dtype. A gradient beyond it may still be as good as any: where rounding the inputs moves g,
-no algorithm can do better. So 16 |g(x (1 + u s)) - g(x)| is added, s random signs, and a row's
+no algorithm can do better. So 4 |g(x (1 + u s)) - g(x)| is added, s random signs, and a row's
 error is first reduced by what roundings of 64 u move that row, which excuses hinges and comparisons
 that fall to the other side.
 """
@@ -32,7 +32,7 @@ from cosloss.gradient_check.calls import (
 )
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
 
-SAFETY = 16.0
+SAFETY = 4.0
 TWIN_SHARE = 1 / 64
 LARGEST_ROUNDING = 2.0**-12  # of bfloat16, 64 roundings would be a quarter
 

@@ -115,7 +115,7 @@ def _at(
             )
     if worst.problem or not exact:
         return worst
-    value = max(1.0, abs(float(grads["value"])))
+    value = max(1.0, float(grads["value"].abs().sum()))
     problem = _torch_gradcheck(fn, point, wanted, how, worst.slope, value)
     return PointReport(problem, worst.absolute, worst.relative, worst.slope)
 
@@ -137,7 +137,7 @@ def _along(
 
     analytic, numeric = float((grad * direction).sum()), slope(step)
     size = max(float(grad.norm()), abs(numeric) * root)
-    noise = ROUNDING * max(1.0, abs(float(grads["value"]))) * STEP / step
+    noise = ROUNDING * max(1.0, float(grads["value"].abs().sum())) * STEP / step
     allowed = RELATIVE * size + noise * root
     error = abs(analytic - numeric) * root
     if not error > allowed:

@@ -1,0 +1,126 @@
+"""What a person sees: TensorBoard, asked through its HTTP interface about a short run."""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
+from tests.callbacks import planted
+from tests.callbacks.runs import train
+
+TAG = "gradient_discrepancy"
+INPUTS = ("z1", "z2", "value")
+NUMBERS = (
+    "relative",
+    "max_abs",
+    "cosine_distance",
+    "analytic_vs_float64",
+    "autograd_vs_float64",
+    "ulp_p50",
+    "ulp_p99",
+)
+GRADCHECK = ("passed", "max_abs_error", "max_rel_error", "degenerate", "seconds")
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
+    """ask(path, **query) is TensorBoard's answer about a run whose gradient goes wrong."""
+    path = tmp_path_factory.mktemp("run")
+    checks = [GradcheckCallback(20), GradientDiscrepancyCallback(20)]
+    logger = TensorBoardLogger(path, name="", version="")
+    with pytest.warns(UserWarning, match="is wrong in batch 40"):
+        train(planted.LateLoss(), checks, path, batches=41, logger=logger)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(path), "--port", "0"]
+    command += ["--host", "127.0.0.1", "--load_fast", "false", "--reload_interval", "1"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for line in server.stdout:
+            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            if found:
+                break
+        else:
+            pytest.fail("tensorboard did not start")
+
+        def get(path, **query):
+            url = f"{found.group()}data/plugin/{path}?{urllib.parse.urlencode(query)}"
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                body = answer.read()
+            return json.loads(body) if path != "images/individualImage" else body
+
+        yield get
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        server.stdout.close()
+
+
+def test_the_scalars_have_the_documented_tags(ask):
+    (tags,) = ask("scalars/tags").values()
+    ours = {tag for tag in tags if tag.startswith("grad")}
+    assert ours == {f"gradcheck/loss/{name}" for name in GRADCHECK} | {
+        *(f"gradient_discrepancy/loss/{x}/{name}" for x in INPUTS for name in NUMBERS),
+        "gradient_discrepancy/loss/seconds",
+    }
+
+
+def test_the_curve_shows_when_and_which(ask):
+    def curve(tag):
+        points = ask("scalars/scalars", run=".", tag=f"gradient_discrepancy/loss/{tag}")
+        return [value for _, _, value in points]
+
+    analytic, autograd = curve("z1/analytic_vs_float64"), curve("z1/autograd_vs_float64")
+    assert max(analytic[:-1]) < 1e-5
+    assert analytic[-1] == pytest.approx(0.1, rel=1e-3)
+    assert max(autograd) < 1e-5
+    assert max(curve("z2/analytic_vs_float64")) < 1e-5
+    passed = ask("scalars/scalars", run=".", tag="gradcheck/loss/passed")
+    assert [value for _, _, value in passed] == [1, 1, 0]
+    assert [step for _, step, _ in passed] == [0, 20, 40]
+
+
+def test_a_failure_is_a_table_and_a_command(ask):
+    (tags,) = ask("text/tags").values()
+    assert {f"{tag}/loss/failure/text_summary" for tag in ("gradcheck", TAG)} <= set(tags)
+    (event,) = ask("text/text", run=".", tag=f"{TAG}/loss/failure/text_summary")
+    assert "<table>" in event["text"]
+    assert "0.9 times the right one" in event["text"]
+    assert "python -m cosloss.verify --replay" in event["text"]
+    assert event["step"] == 40
+
+
+def test_histograms_of_the_rows_errors(ask):
+    points = ask(
+        "histograms/histograms", run=".", tag="gradient_discrepancy/loss/z1/log10_row_error"
+    )
+    assert [step for _, step, _ in points] == [0, 20, 40]
+    lowest, highest = points[-1][2][0][0], points[-1][2][-1][1]
+    assert -3 < lowest < highest < 1
+    assert max(len(buckets) for _, _, buckets in points) <= 65
+
+
+def test_figures_of_the_rows_errors(ask):
+    (tags,) = ask("images/tags").values()
+    assert {f"gradient_discrepancy/loss/{x}/row_error" for x in ("z1", "z2")} <= set(tags)
+    images = ask("images/images", run=".", sample=0, tag="gradient_discrepancy/loss/z1/row_error")
+    assert [image["step"] for image in images] == [0, 20, 40]
+    query = dict(urllib.parse.parse_qsl(images[-1]["query"]))
+    assert ask("images/individualImage", **query).startswith(b"\x89PNG")
+
+
+def test_one_layout_puts_both_errors_into_one_chart(ask):
+    (category,) = ask("custom_scalars/layout")["category"]
+    assert category["title"] == "gradient of loss"
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+    assert charts["z1: error against float64"] == [
+        "gradient_discrepancy/loss/z1/analytic_vs_float64",
+        "gradient_discrepancy/loss/z1/autograd_vs_float64",
+    ]
+    shown = ask("custom_scalars/scalars", run=".", tag=charts["z1: error against float64"][0])
+    (points,) = shown["tag_to_events"].values()
+    assert len(points) == 3
