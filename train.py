@@ -102,7 +102,8 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Say in one line what went wrong and leave with a status: 2 for a mistake of the user.
 
-    Anything unexpected is a fault of this program, and keeps its traceback.
+    A wrong gradient leaves with 1, an interruption with 128 and the signal's number. Anything
+    unexpected is a fault of this program, and keeps its traceback.
     """
     try:
         yield
@@ -110,13 +111,16 @@ def one_line_errors(
         command = run.resume_command(HydraConfig.get().overrides.task)
         print(f"\n{interruption}: saved {run.last}\nresume with:\n  {command}")
         raise SystemExit(interruption.exit_status) from None
-    except (*expected, GradientError) as error:
+    except GradientError as error:
+        print(f"\n{error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except expected as error:
         if "debug=true" in sys.argv:
             raise
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         if run is not None:
             run.remove_if_empty()
-        raise SystemExit(1 if isinstance(error, GradientError) else 2) from None
+        raise SystemExit(2) from None
 
 
 def in_one_line(error: BaseException) -> str:

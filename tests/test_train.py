@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cosloss.replay import replay
 from experiments.callbacks.checkpointing import AtomicCheckpointIO
 from experiments.errors import UserError
 
@@ -224,6 +225,16 @@ def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, loss):
     ours, twin = weights(tmp_path / loss), weights(tmp_path / f"{loss}_reference")
     for name in ours:
         torch.testing.assert_close(ours[name], twin[name], rtol=1e-9, atol=1e-9)
+
+
+def test_broken_gradient_is_stopped_in_three_lines(train, tmp_path):
+    run = train("experiment=broken_gradient", "loss.wrong_after=1", f"hydra.run.dir={tmp_path}/run")
+    assert run.status == 1
+    lines = run.err.strip().splitlines()
+    assert len(lines) == 3, run.err
+    assert "wrong in batch 1" in lines[0]
+    file = lines[2].split()[-1]
+    assert replay(file) == 1
 
 
 def test_multirun(train, tmp_path):
