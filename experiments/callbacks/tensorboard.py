@@ -10,6 +10,8 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+CHOICES = ("seed", "loss.", "optimizer.", "data.batch_size", "trainer.max_epochs")
+
 
 def writer_of(trainer: L.Trainer):
     """The SummaryWriter of the trainer's TensorBoard logger; None if it has no such logger."""
@@ -56,7 +58,7 @@ class TensorBoardPictures(L.Callback):
         )
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         # run_name "." keeps them in this run: the default makes a run of its own
-        writer.add_hparams(flatten(module.hparams), metrics, run_name=".")
+        writer.add_hparams(choices(module.hparams), metrics, run_name=".")
         writer.flush()
 
 
@@ -66,12 +68,12 @@ def view_grid(view1: Tensor, view2: Tensor) -> Tensor:
     return torchvision.utils.make_grid(pairs, nrow=8, normalize=True, scale_each=False, padding=1)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration's numbers and names as one flat table, `optimizer.lr` and so on."""
+def choices(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What runs are told apart by, as one flat table: `seed`, `loss.margin`, `optimizer.lr` …"""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= choices(value, f"{prefix}{key}.")
         elif isinstance(value, bool | int | float | str):
             flat[prefix + key] = value
-    return flat
+    return {name: value for name, value in flat.items() if prefix or name.startswith(CHOICES)}
