@@ -62,13 +62,13 @@ class Gathered(Function):
                 total = torch.cat([total, of_columns])
         loss = matrix.loss.rows(total, positive) * weight
         per_total, per_positive = matrix.loss.row_slopes(total, positive)
-        told = torch.stack([weight * per_total, total, loss], 1)
+        told = torch.stack([(weight * per_total).to(total.dtype), total, loss.to(total.dtype)], 1)
         # two rows of losses for an item, one of its row and one of its column, travel as columns
         sides = 2 if matrix.two_way and c is not None else 1
         heard = everyone.peers.gather(torch.cat(told.tensor_split(sides), 1))
         ctx.matrix, ctx.everyone, ctx.sides = matrix, everyone, sides
         ctx.save_for_backward(r, c, bias, weight * per_positive, told, heard)
-        return heard[:, 2::3].sum()
+        return heard[:, 2::3].sum().to(r.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -109,7 +109,7 @@ class Gathered(Function):
                     _, grad_c, _ = gradients(
                         everyone.rows, c, [heard[:, :3], *own_columns], (False, True, False)
                     )
-        return grad_r, grad_c, grad * per_positive, None, grad_bias, None, None
+        return grad_r, grad_c, (grad * per_positive).to(r.dtype), None, grad_bias, None, None
 
 
 def gathered(

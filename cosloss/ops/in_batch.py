@@ -79,7 +79,7 @@ class InBatch(Function):
         ctx.weight, ctx.matrix = weight, matrix
         ctx.save_for_backward(r, c, positive, bias, total)
         loss = matrix.loss.rows(total, positive)
-        return loss if weight is None else (loss * weight).sum()
+        return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -100,7 +100,7 @@ class InBatch(Function):
                 ctx.ticket,
                 (needs_r, needs_c, needs_bias),
             )
-        grad_positive = grad * per_positive if needs_positive else None
+        grad_positive = (grad * per_positive).to(positive.dtype) if needs_positive else None
         return grad_r, grad_c, grad_positive, None, grad_bias, None
 
 

@@ -2,9 +2,10 @@
 
 import argparse
 
-from experiments.benchmarks import cosine
+from experiments.benchmarks import contrastive, cosine
 
 SUITES = {
+    "contrastive": contrastive.run,
     "cosine": cosine.run,
 }
 

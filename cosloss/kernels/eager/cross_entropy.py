@@ -33,12 +33,12 @@ class Contrast(LogSumExpLoss):
     """A positive against the total alone; without a pair in the total the loss is 0."""
 
     def rows(self, total: Tensor, positive: Tensor) -> Tensor:
-        return (total - positive).masked_fill(~_has_pairs(total), 0)
+        return (total - positive).masked_fill(_without_pairs(total), 0)
 
     def row_slopes(self, total: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-        slope = _has_pairs(total).to(total.dtype)
+        slope = (~_without_pairs(total)).to(total.dtype)
         return slope, -slope
 
 
-def _has_pairs(total: Tensor) -> Tensor:
-    return total > empty_total(total.dtype) / 2
+def _without_pairs(total: Tensor) -> Tensor:
+    return total < empty_total(total.dtype) / 2

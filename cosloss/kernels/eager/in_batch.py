@@ -1,7 +1,7 @@
 """The engine of the in-batch losses: totals of a logit matrix, and the gradient, tile by tile.
 
 Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
-(N, M); totals (N,), or (N + M,) where the columns have a loss of their own, rows first.
+(N, M); totals (N,) in float64, or (N + M,) where the columns have a loss of their own, rows first.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def backward(
     walk = _Walk(r, c, bias, matrix)
     kept = walk.find_tiles(ticket)
     totals = matrix.loss.totals(*walk.split(total))
-    a, b = walk.split(totals.coefficients(grad, total))
+    a, b = walk.split(totals.coefficients(grad, total, matrix.dtype).to(r.dtype))
     grad_r = torch.zeros_like(r) if needs[0] else None
     grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
     grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
@@ -89,7 +89,6 @@ class _Walk:
         self.c = self.r if c is None else c.to(matrix.dtype)
         self._bias = bias
         self._excluded = matrix.excluded
-        self._sums_like = r
         rows, columns = self.r.shape[0], self.c.shape[0]
         self._tiles = triangle(rows, r.device) if self.symmetric else tiles(rows, columns, r.device)
         sizes = [(i.stop - i.start) * (j.stop - j.start) for i, j in self._tiles]
@@ -136,7 +135,8 @@ class _Walk:
         return self._scratch[: tile.numel()].view(tile.shape)
 
     def new_totals(self) -> tuple[Tensor, Tensor | None]:
-        rows = self._sums_like.new_zeros(self.r.shape[0])
+        # one number per row: a rounded logsumexp would scale the whole row's weights
+        rows = torch.zeros(self.r.shape[0], dtype=torch.float64, device=self.r.device)
         if self.symmetric:
             return rows, rows
         return rows, rows.new_zeros(self.c.shape[0]) if self.two_way else None

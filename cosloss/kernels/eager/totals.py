@@ -40,8 +40,8 @@ class Totals(ABC):
     ) -> Tensor:
         """The gradient on the tile's logits, from all rows' and all columns' coefficients."""
 
-    def coefficients(self, grad: Tensor, total: Tensor) -> Tensor:
-        """The coefficients of `weigh` from the gradient on the totals."""
+    def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
+        """The coefficients of `weigh` from the gradient on the totals, for logits of that dtype."""
         return grad
 
     def finish(self) -> None:  # noqa: B027 (sums need none)
@@ -105,7 +105,7 @@ class LogSumExps(Sums):
         for total in self._distinct():
             total.log_().clamp_(min=empty_total(total.dtype))
 
-    def coefficients(self, grad: Tensor, total: Tensor) -> Tensor:
+    def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
         # a row without pairs has the gradient 0, which must not meet an infinity
         return grad * (-total).clamp_(max=LARGEST_SHIFT).exp_()
 
@@ -113,7 +113,8 @@ class LogSumExps(Sums):
 class ShiftedLogSumExps(Totals):
     """total_i = log sum_j exp(x_ij), for logits of any size: exp is taken below a running maximum.
 
-    The gradient on x_ij is a_i exp(x_ij - total_i) + b_j exp(x_ij - total_j).
+    The gradient on x_ij is g_i exp(x_ij - total_i) + g_j exp(x_ij - total_j), where a total is
+    taken as t + rest, t in the logits' dtype, and a_i = g_i exp(-rest_i).
     """
 
     def __init__(self, rows: Tensor, columns: Tensor | None) -> None:
@@ -131,7 +132,7 @@ class ShiftedLogSumExps(Totals):
     def _add(x: Tensor, total: Tensor, largest: Tensor) -> None:
         now = torch.maximum(largest, x.amax(1))
         total *= (largest - now).exp_()
-        total += (x - now[:, None]).exp_().sum(1)
+        total += (x - _rounded(now[:, None], x.dtype)).exp_().sum(1)
         largest.copy_(now)
 
     def again(self, x: Tensor) -> None:
@@ -141,10 +142,19 @@ class ShiftedLogSumExps(Totals):
         for total, largest in zip(self._distinct(), self._largest, strict=True):
             total.log_().add_(largest).clamp_(min=empty_total(total.dtype))
 
+    def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
+        rest = total - _rounded(total, dtype)
+        return grad * (-rest).clamp_(max=1).exp_()
+
     def weigh(
         self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor | None, out: Tensor
     ) -> Tensor:
-        torch.sub(kept, self.rows[i, None], out=out).exp_().mul_(a[i, None])
+        torch.sub(kept, _rounded(self.rows[i, None], kept.dtype), out=out).exp_().mul_(a[i, None])
         if b is not None and self.columns is not None:
-            out += (kept - self.columns[j]).exp_().mul_(b[j])
+            out += (kept - _rounded(self.columns[j], kept.dtype)).exp_().mul_(b[j])
         return out
+
+
+def _rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+    # the total of a row without pairs is beyond any other dtype
+    return total.clamp(min=empty_total(dtype)).to(dtype)

@@ -1,0 +1,171 @@
+"""The in-batch losses at the ends of their ranges: precision, autocast, singular and bad input."""
+
+import pytest
+import torch
+
+from cosloss import (
+    InfoNCELoss,
+    NTXentLoss,
+    SigmoidContrastiveLoss,
+    SupConLoss,
+    functional,
+    reference,
+)
+
+LOSSES = {
+    "nt_xent": lambda m, a, b, t: m.nt_xent_loss(a, b, t),
+    "decoupled": lambda m, a, b, t: m.nt_xent_loss(a, b, t, decoupled=True),
+    "info_nce": lambda m, a, b, t: m.info_nce_loss(a, b, t),
+    "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True),
+    "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, torch.arange(len(a)) % 7, t),
+    "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, -1.0),
+    "in_batch_cosine": lambda m, a, b, t: m.in_batch_cosine_embedding_loss(a, b, 0.1) * t,
+}
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request):
+    return LOSSES[request.param]
+
+
+def views(rows, columns, scale=1.0):
+    generator = torch.Generator().manual_seed(rows)
+    z1, z2 = torch.randn(2, rows, columns, generator=generator)
+    return z1 * scale, (0.7 * z1 + z2) * scale
+
+
+def value_and_gradients(loss, module, tensors, dtype):
+    leaves = [x.to(dtype).requires_grad_() for x in tensors]
+    value = loss(module, *leaves)
+    grads = torch.autograd.grad(0.37 * value, leaves)
+    return [value.detach().double(), *(grad.double() for grad in grads)]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.024, 0.026, 0.07, 0.5, 100.0])
+@pytest.mark.parametrize("shape", [(3, 1), (50, 33), (300, 129)], ids=str)
+def test_errs_no_more_than_the_twin_does(loss, shape, temperature):
+    tensors = [*views(*shape), torch.tensor(temperature)]
+    exact = value_and_gradients(loss, reference, tensors, torch.float64)
+    twin = value_and_gradients(loss, reference, tensors, torch.float32)
+    ours = value_and_gradients(loss, functional, tensors, torch.float32)
+    limits = torch.finfo(torch.float32)
+    # the temperature's gradient sums terms of this size, which may cancel; the others' do not
+    floors = (limits.tiny, limits.tiny, limits.tiny, limits.eps * 0.37 / temperature**2)
+    for one, other, true, floor in zip(ours, twin, exact, floors, strict=True):
+        # the twin's own error, which may be small by luck, and what the rounding of one logit does:
+        # its size is up to 1 / temperature, and its weight exp(logit)
+        rounding = 1e-6 + limits.eps / temperature
+        budget = 3 * (other - true).abs().max() + rounding * true.abs().max() + floor
+        assert (one - true).abs().max() <= budget
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_batchs_scale_does_not_matter(loss, scale):
+    temperature = torch.tensor(0.2)
+    plain = value_and_gradients(loss, functional, [*views(20, 9), temperature], torch.float32)
+    scaled = value_and_gradients(
+        loss, functional, [*views(20, 9, scale), temperature], torch.float32
+    )
+    for one, other, factor in zip(plain, scaled, (1, scale, scale, 1), strict=True):
+        torch.testing.assert_close(one, other * factor, rtol=2e-4, atol=2e-6)
+
+
+def test_a_zero_row_has_no_gradient_and_leaves_the_others_theirs(loss):
+    z1, z2 = (x.double() for x in views(6, 5))
+    z1[2] = z2[4] = 0
+    tensors = [z1, z2, torch.tensor(0.3)]
+    _, grad1, grad2, _ = value_and_gradients(loss, functional, tensors, torch.float64)
+    _, twin1, twin2, _ = value_and_gradients(loss, reference, tensors, torch.float64)
+    torch.testing.assert_close([grad1, grad2], [twin1, twin2], rtol=1e-10, atol=1e-12)
+    if loss is not LOSSES["sup_con"]:  # which sums the views
+        assert not grad1[2].any()
+        assert not grad2[4].any()
+
+
+def test_bfloat16_autocast_keeps_the_twins_budget(loss):
+    tensors = [*views(300, 64), torch.tensor(0.1)]
+    exact = value_and_gradients(loss, reference, tensors, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        twin = value_and_gradients(loss, reference, tensors, torch.float32)
+        leaves = [x.requires_grad_() for x in tensors]
+        value = loss(functional, *leaves)
+    assert value.dtype is torch.float32
+    grads = torch.autograd.grad(0.37 * value, leaves)
+    for one, other, true in zip((value.detach(), *grads), twin, exact, strict=True):
+        budget = 2 * (other - true).abs().max() + 2**-7 * true.abs().max()
+        assert (one.double() - true).abs().max() <= budget
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_keep_their_dtype(loss, dtype):
+    z1, z2 = (x.to(dtype).requires_grad_() for x in views(8, 16))
+    value = loss(functional, z1, z2, 0.2)
+    assert value.dtype is dtype
+    value.backward()
+    assert z1.grad.dtype is dtype
+    exact = loss(reference, z1.detach().double(), z2.detach().double(), 0.2)
+    torch.testing.assert_close(value.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+def test_a_nan_is_not_hidden(loss):
+    z1, z2 = views(5, 4)
+    z1[1, 2] = torch.nan
+    assert loss(functional, z1, z2, 0.2).isnan()
+
+
+def test_one_pair_has_nothing_to_be_told_from():
+    z1, z2 = views(1, 4)
+    assert functional.nt_xent_loss(z1, z2) == functional.info_nce_loss(z1, z2) == 0
+    assert functional.nt_xent_loss(z1, z2, decoupled=True) == 0
+    assert functional.sup_con_loss(z1, torch.tensor([3])) == 0
+
+
+def test_bad_input_is_named():
+    z1, z2 = views(4, 3)
+    bad = (
+        (lambda: functional.nt_xent_loss(z1, z2[:3]), r"\(4, 3\) and \(3, 3\)"),
+        (lambda: functional.info_nce_loss(z1, z2[:, :2]), r"\(4, 3\) and \(4, 2\)"),
+        (lambda: functional.info_nce_loss(z1, z2, 0.1, z1[:0]), "K >= 1"),
+        (lambda: functional.info_nce_loss(z1, z2, 0.1, z1, True), "leave out negatives"),
+        (lambda: functional.nt_xent_loss(z1, z2, -0.1), "must be positive; got -0.1"),
+        (lambda: functional.nt_xent_loss(z1, z2, torch.tensor(0.0)), "must be positive; got 0"),
+        (lambda: functional.nt_xent_loss(z1, z2, torch.ones(2)), r"0-d tensor; got shape \(2,\)"),
+        (lambda: functional.nt_xent_loss(z1[:0], z2[:0]), "empty batch"),
+        (lambda: functional.nt_xent_loss(z1, z2, reduction="max"), "none, mean, sum; got 'max'"),
+        (lambda: functional.nt_xent_loss(z1, z2, ignore=torch.arange(3)), r"shape \(4,\)"),
+        (lambda: functional.nt_xent_loss(z1, z2, weight=torch.ones(8)), r"shape \(4,\)"),
+        (lambda: functional.sup_con_loss(z1, torch.arange(3)), r"labels shape \(N,\)"),
+        (lambda: functional.in_batch_cosine_embedding_loss(z1, z2, 1.5), r"\[-1, 1\]; got 1.5"),
+        (lambda: NTXentLoss(temperature=0.0), "must be positive; got 0.0"),
+    )
+    for call, message in bad:
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="floating-point"):
+        functional.nt_xent_loss(z1.long(), z2)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        NTXentLoss(0.2, decoupled=True, learnable_temperature=True),
+        InfoNCELoss(0.2, symmetric=True, learnable_temperature=True),
+        SigmoidContrastiveLoss(),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_modules_learn_the_temperature(module):
+    tensors = views(6, 5)
+    parameters = list(module.parameters())
+    ours, twin = module(*tensors), module.reference()(*tensors)
+    torch.testing.assert_close(ours, twin)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, parameters), torch.autograd.grad(twin, parameters)
+    )
+
+
+def test_sup_con_counts_the_rows_it_leaves_out():
+    module = SupConLoss(0.2)
+    z, labels = views(5, 3)[0], torch.tensor([0, 0, 1, 2, 2])
+    torch.testing.assert_close(module(z, labels), module.reference()(z, labels))
+    assert module.rows_without_positive == 1
