@@ -42,13 +42,23 @@ class WrongOnTheSecond(planted.PlantedLoss):
 
 
 class Model(TwoViews):
+    def __init__(self, loss, checks, folder):
+        super().__init__(loss)
+        self.checks = checks
+        self.folder = folder
+
     def on_fit_end(self):
-        counts = [f"{c.checks_run} {c.checks_failed} {c.batches_seen}" for c in checks]
-        (folder / f"rank{self.global_rank}").write_text("\n".join(counts))
+        counts = [f"{c.checks_run} {c.checks_failed} {c.batches_seen}" for c in self.checks]
+        (self.folder / f"rank{self.global_rank}").write_text("\n".join(counts))
 
 
-folder, mode = Path(sys.argv[1]), sys.argv[2]
-on_failure = "raise" if mode == "right" else mode
-checks = [GradcheckCallback(2, on_failure), GradientDiscrepancyCallback(2, on_failure)]
-model = Model(Gathering() if mode == "right" else WrongOnTheSecond())
-train(model, checks, folder, batches=6, strategy="ddp_fork", devices=2)
+def main(folder: Path, mode: str) -> None:
+    on_failure = "raise" if mode == "right" else mode
+    checks = [GradcheckCallback(2, on_failure), GradientDiscrepancyCallback(2, on_failure)]
+    loss = Gathering() if mode == "right" else WrongOnTheSecond()
+    model = Model(loss, checks, folder)
+    train(model, checks, folder, batches=6, strategy="ddp_fork", devices=2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
