@@ -16,8 +16,8 @@ class GradcheckCallback(LossCheck):
 
     In float64, on `rows` rows of what the loss was called with, rescaled to length 1, and at a
     generic random point each time, since embeddings that have collapsed show nothing. Random
-    directions and torch.autograd.gradcheck's fast mode look at all of these rows, its slow mode at
-    a few.
+    directions and torch.autograd.gradcheck's fast mode look at all entries of these rows, its slow
+    mode at a few.
 
     Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,seconds}`, where <loss> is
     the path of the attribute, and for each failure a text and a file to reproduce it from.
@@ -33,7 +33,8 @@ class GradcheckCallback(LossCheck):
         surrogate: the gradient is deliberately not the derivative (a straight-through estimator):
             it is compared with the twin's in float64 instead of finite differences.
         directions: random directions per input and point.
-        slow_rows: rows of which every entry is tried; 0 for none.
+        slow_entries: entries per input that gradcheck's slow mode tries, a random block each time;
+            0 for none.
         unit_rows: False leaves the rows at their length.
         forward_ad: compare forward-mode derivatives too.
         second_order: run gradgradcheck too.
@@ -54,14 +55,14 @@ class GradcheckCallback(LossCheck):
         twin: Twin = None,
         surrogate: bool = False,
         directions: int = 4,
-        slow_rows: int = 2,
+        slow_entries: int = 16,
         unit_rows: bool = True,
         forward_ad: bool = False,
         second_order: bool = False,
     ) -> None:
         super().__init__(every_n_batches, on_failure, target, rows, twin)
         self.surrogate = surrogate
-        self.how = FiniteDifferences(directions, slow_rows, unit_rows, forward_ad, second_order)
+        self.how = FiniteDifferences(directions, slow_entries, unit_rows, forward_ad, second_order)
 
     def check(self, loss: PureLoss, observation: Observation) -> Finding:
         if self.surrogate and loss.twin is None:

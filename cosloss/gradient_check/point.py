@@ -2,8 +2,8 @@
 
 Along a random direction d of length 1, <g, d> is compared with (f(x + h d) - f(x - h d)) / 2h. With
 n entries sqrt(n) <e, d> estimates |e|, so a few directions measure the error of the whole gradient
-and a wrong entry does not hide. torch.autograd.gradcheck then tries the same point: each entry of a
-few rows, and its fast mode on all of them.
+and a wrong entry does not hide. torch.autograd.gradcheck then tries the same point: its fast mode
+on all entries, and its slow mode on a block of them.
 
 A failure is confirmed nearby, since a kink of the function lies at single points, and with larger
 steps, since a function may compute in float32 whatever its inputs are.
@@ -27,7 +27,6 @@ from cosloss.gradient_check.calls import (
     gradients,
     map_tensors,
     replace_tensors,
-    sample_rows,
     tensors_in,
 )
 
@@ -43,7 +42,7 @@ class FiniteDifferences:
 
     Args:
         directions: random directions per input and point.
-        slow_rows: rows of which every entry is tried; 0 for none.
+        slow_entries: entries per input that gradcheck tries one by one, a random block; 0 for none.
         unit_rows: rescale rows to length 1 first: the gradient of a cosine shrinks like 1/|x|, and
             an error would drown in any absolute tolerance.
         forward_ad: compare forward-mode derivatives too.
@@ -51,7 +50,7 @@ class FiniteDifferences:
     """
 
     directions: int = 4
-    slow_rows: int = 2
+    slow_entries: int = 16
     unit_rows: bool = True
     forward_ad: bool = False
     second_order: bool = False
@@ -163,29 +162,43 @@ def _torch_gradcheck(
 ) -> str:
     """What torch.autograd.gradcheck, and gradgradcheck, have to say: nothing if all is right."""
 
-    def check(rows: int | None, fast: bool, second_order: bool) -> None:
-        inputs = sample_rows(point, wanted, rows)
-        leaves = {n: tensors_in(inputs)[n].detach().clone().requires_grad_() for n in wanted}
+    inputs = tensors_in(point)
 
-        def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-            given = replace_tensors(inputs, dict(zip(wanted, tensors, strict=True)))
-            results = tensors_in(fn(given)).values()
+    def check(entries: int | None, fast: bool, second_order: bool) -> None:
+        # a few entries of each input vary, or all; the others stay as they are
+        parts = {name: _split(inputs[name].detach().flatten(), entries) for name in wanted}
+        leaves = [part[1].clone().requires_grad_() for part in parts.values()]
+
+        def outputs(*varied: Tensor) -> tuple[Tensor, ...]:
+            given = {
+                name: torch.cat([before, x, after]).reshape(inputs[name].shape)
+                for (name, (before, _, after)), x in zip(parts.items(), varied, strict=True)
+            }
+            results = tensors_in(fn(replace_tensors(point, given))).values()
             return tuple(t for t in results if t.is_floating_point())
 
         first_order = partial(gradcheck, check_forward_ad=how.forward_ad)
         judge = gradgradcheck if second_order else first_order
         atol = 1e-5 * size + 10 * ROUNDING * value
-        judge(outputs, tuple(leaves.values()), atol=atol, rtol=1e-4, fast_mode=fast)
+        judge(outputs, tuple(leaves), atol=atol, rtol=1e-4, fast_mode=fast)
 
     try:
         check(None, True, False)
-        if how.slow_rows:
-            check(how.slow_rows, False, False)
+        if how.slow_entries:
+            check(how.slow_entries, False, False)
         if how.second_order:
             check(None, True, True)
     except GradcheckError as error:
         return "torch.autograd.gradcheck: " + " ".join(str(error).split())[:160]
     return ""
+
+
+def _split(flat: Tensor, entries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """A random block of so many entries, with what is before and after it; None for all."""
+    if entries is None or entries >= len(flat):
+        return flat[:0], flat, flat[:0]
+    start = int(torch.randint(len(flat) - entries + 1, ()))
+    return flat[:start], flat[start : start + entries], flat[start + entries :]
 
 
 def _beside(grads: dict[str, Tensor], right: dict[str, Tensor], wanted: list[str]) -> PointReport:
