@@ -68,6 +68,24 @@ def test_training_is_the_same_bit_for_bit(loss, options, tmp_path):
         assert plain_random[1:] == checked_random[1:]
 
 
+class Fused(TwoViews):
+    """A fused optimizer takes the scaled gradients and divides them itself."""
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01, fused=True)
+
+
+def test_a_fused_optimizer_under_a_scaler(tmp_path):
+    def weights(callbacks, loss):
+        torch.manual_seed(0)
+        return train(Fused(loss), callbacks, tmp_path, batches=5, **fp16()).state_dict()
+
+    plain, checked = weights([], NTXentLoss()), weights(strict(), NTXentLoss())
+    assert all(torch.equal(plain[name], checked[name]) for name in plain)
+    with pytest.raises(GradientError):
+        weights(strict(), planted.PlantedLoss(planted.doubled))
+
+
 def test_nothing_is_left_behind_even_by_a_check_that_raises(tmp_path):
     model = TwoViews(planted.PlantedLoss(planted.negated))
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
