@@ -227,6 +227,15 @@ def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, loss):
         torch.testing.assert_close(ours[name], twin[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("loss", sorted(path.stem for path in ROOT.glob("configs/loss/*.yaml")))
+def test_every_loss_trains_and_passes_its_checks(train, tmp_path, loss):
+    run = train(SMOKE, f"loss={loss}", f"hydra.run.dir={tmp_path}/run", "trainer.max_epochs=1")
+    assert run.status == 0, run.err
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["gradient_checks/run"] > 0
+    assert results["gradient_checks/failed"] == 0
+
+
 def test_broken_gradient_is_stopped_in_three_lines(train, tmp_path):
     run = train("experiment=broken_gradient", "loss.wrong_after=1", f"hydra.run.dir={tmp_path}/run")
     assert run.status == 1
