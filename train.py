@@ -125,11 +125,11 @@ def one_line_errors(
 
 def in_one_line(error: BaseException) -> str:
     """The message that helps: of the cause, where Hydra wraps it, with its place in the config."""
-    text = str(error)
-    if "full_key: " in text:
-        place = text.rpartition("full_key: ")[2].split()[0]
-        text = f"{place}: {error.__cause__ or text}"
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    text, _, place = str(error).partition("full_key: ")
+    text = text.partition("Config search path")[0]
+    if place:
+        text = f"{place.split()[0]}: {error.__cause__ or text}"
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip()).rstrip("; ")
 
 
 def command_line() -> None:

@@ -46,5 +46,7 @@ def _check(values: Mapping[str, Any], types: Mapping[str, Any], place: str) -> N
         if name not in types or isinstance(value, Mapping):
             continue
         if not is_bearable(value, types[name], conf=BeartypeConf(is_pep484_tower=True)):
-            wanted = getattr(types[name], "__name__", str(types[name]).replace("typing.", ""))
+            declared = types[name]
+            wanted = declared.__name__ if isinstance(declared, type) else str(declared)
+            wanted = wanted.replace("typing.", "")
             raise UserError(f"{place}{name} must be of type {wanted}; got {value!r}")

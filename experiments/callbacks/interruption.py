@@ -35,7 +35,7 @@ class CheckpointOnSignal(L.Callback):
         # in a distributed run one process may hear of it a step before another
         received = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
         if received:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             raise Interrupted(self.received or signal.SIGTERM)
 
     def teardown(self, trainer, module, stage) -> None:
