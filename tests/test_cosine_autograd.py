@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cosloss import functional, reference
 from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 
 TARGET = torch.tensor([1, -1, 1, -1])
 CASES = {
@@ -121,15 +122,16 @@ def test_vmap_of_value_and_gradient(case, in_dims):
     torch.testing.assert_close(both(functional), both(reference))
 
 
-def test_only_the_gradients_asked_for_are_computed(monkeypatch):
+@pytest.mark.parametrize("module", [kernel, blocks], ids=["every case", "blocks"])
+def test_only_the_gradients_asked_for_are_computed(monkeypatch, module):
     asked = []
-    original = kernel.backward
+    original = module.backward
     monkeypatch.setattr(
-        kernel,
+        module,
         "backward",
         lambda *arguments: asked.append(tuple(arguments[-1][:2])) or original(*arguments),
     )
-    a, b = pair()
+    a, b = pair() if module is blocks else (x.half() for x in pair())
     functional.cosine_similarity(a, b.detach()).sum().backward()
     functional.cosine_similarity(a.detach(), b).sum().backward()
     assert asked == [(True, False), (False, True)]

@@ -14,10 +14,12 @@ An exactly zero row is given the gradient 0.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.ops.composition import composed
 
 
@@ -53,13 +55,43 @@ class CosineDistance(CosineSimilarity):
         return CosineSimilarity.backward(ctx, -grads[0])
 
 
+class BlockedCosineSimilarity(Function):
+    """Either of them for plain tensors, which torch.func does not see: fast, and the same values.
+
+    The first backward pass uses what the forward pass found out about the rows. One that is itself
+    differentiated starts from the rows, as their derivative needs it to.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
+        value, factors, careful = blocks.forward(x1, x2, eps, distance)
+        ctx.eps, ctx.distance = eps, distance
+        ctx.save_for_backward(x1, x2, factors, careful)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x1, x2, factors, careful = ctx.saved_tensors
+        grad = -grads[0] if ctx.distance else grads[0]
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled() or not blocks.usable(grad):
+            return *kernel.backward(grad, x1, x2, ctx.eps, needs), None, None
+        return *blocks.backward(grad, x1, x2, factors, careful, ctx.eps, needs), None, None
+
+
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """`CosineSimilarity`, or what it consists of where torch differentiates that itself."""
-    return kernel.forward(x1, x2, eps) if composed() else CosineSimilarity.apply(x1, x2, eps)
+    """The similarities, by the Function that suits x1 and x2 or as torch differentiates itself."""
+    if composed():
+        return kernel.forward(x1, x2, eps)
+    if blocks.usable(x1, x2):
+        return BlockedCosineSimilarity.apply(x1, x2, eps, False)
+    return CosineSimilarity.apply(x1, x2, eps)
 
 
 def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """`CosineDistance`, or what it consists of where torch differentiates that itself."""
+    """1 less the similarities, likewise."""
     if composed():
         return kernel.distance_forward(x1, x2, eps)
+    if blocks.usable(x1, x2):
+        return BlockedCosineSimilarity.apply(x1, x2, eps, True)
     return CosineDistance.apply(x1, x2, eps)

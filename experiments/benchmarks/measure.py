@@ -1,5 +1,6 @@
 """Interleaved timing and peak memory of contenders, and the table that shows them."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -24,13 +25,18 @@ class Measured:
 
 
 def measure(contenders: Mapping[str, Step], rounds: int) -> dict[str, Measured]:
-    """All contenders in one process, taking turns, so that a busy machine disturbs them alike."""
+    """All contenders in one process, taking turns, so that a busy machine disturbs them alike.
+
+    The turns are shuffled: what the one before has freed decides whether fresh memory costs time.
+    """
     for step in contenders.values():
         step()  # compiles, and fills caches
         step()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    turns, shuffled = list(contenders.items()), random.Random(0)
     for _ in range(rounds):
-        for name, step in contenders.items():
+        shuffled.shuffle(turns)
+        for name, step in turns:
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)

@@ -1,36 +1,16 @@
-"""Row-wise cosine similarity over the last dimension. Shapes: x1, x2 (..., D); similarity (...)."""
+"""Row-wise cosine similarity over the last dimension, at any scale and dtype, differentiable twice.
+
+Shapes: x1, x2 (..., D); similarity (...).
+"""
 
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.kernels.eager.clamped_rows import ClampedRows, clamped_rows, through_clamped_rows
 
 
 def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """<x1, x2> / (max(|x1|, eps) max(|x2|, eps)), in [-1, 1]; of a row with itself, exactly 1."""
-    if blocks.usable(x1, x2):
-        return blocks.similarity(x1, x2, eps, _forward)
-    return _forward(x1, x2, eps)
-
-
-def backward(
-    grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients on x1 and x2 from the gradient on the similarity, each only where `needs` asks."""
-    if blocks.usable(grad, x1, x2):
-        return blocks.backward(grad, x1, x2, eps, needs, _backward)
-    return _backward(grad, x1, x2, eps, needs)
-
-
-def distance_forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    """1 - similarity, accurate relative to itself where the similarity is near 1."""
-    if blocks.usable(x1, x2):
-        return blocks.distance(x1, x2, eps, _distance)
-    return _distance(x1, x2, eps)
-
-
-def _forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     similarity = (rows1.unit * rows2.unit).sum(-1)
     # the unit rows' own rounding is divided out, and what is left is clamped, without a derivative
@@ -39,9 +19,18 @@ def _forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     return (similarity + (exact - similarity).detach()).to(x1.dtype)
 
 
-def _backward(
+def distance_forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
+    """1 - similarity, accurate relative to itself where the similarity is near 1."""
+    # 1 - <u, v> = (|u - v|^2 + (1 - |u|^2) + (1 - |v|^2)) / 2; the last two are 0 unless clamped
+    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
+    between = (rows1.unit - rows2.unit).square().sum(-1)
+    return ((between + _shortfall(rows1) + _shortfall(rows2)) / 2).to(x1.dtype)
+
+
+def backward(
     grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients on x1 and x2 from the gradient on the similarity, each only where `needs` asks."""
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     grad = grad.double().unsqueeze(-1)
     grad1 = grad2 = None
@@ -50,13 +39,6 @@ def _backward(
     if needs[1]:
         grad2 = through_clamped_rows(grad * rows1.unit, rows2).to(x2.dtype)
     return grad1, grad2
-
-
-def _distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-    # 1 - <u, v> = (|u - v|^2 + (1 - |u|^2) + (1 - |v|^2)) / 2; the last two are 0 unless clamped
-    rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
-    between = (rows1.unit - rows2.unit).square().sum(-1)
-    return ((between + _shortfall(rows1) + _shortfall(rows2)) / 2).to(x1.dtype)
 
 
 def _squared_length(rows: ClampedRows) -> Tensor:

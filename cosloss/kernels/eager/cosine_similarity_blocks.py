@@ -1,24 +1,30 @@
 """Row-wise cosine similarity of plain CPU tensors, in blocks whose temporaries stay in cache.
 
-Most rows need neither float64 nor a clamp. They take the direct formulas, with n = |x|, m = |y|:
+Most rows need no clamp and no more than their own precision. They take the direct formulas, whose
+factors the forward pass leaves for the backward pass: with n = |x|, m = |y|,
 
-    S = <x, y> / (n m),    grad_x = (g / (n m)) y - (g S / n^2) x.
+    S = <x, y> / (n m),    grad_x = g (y / (n m) - x S / n^2),    grad_y likewise.
 
-The others are done again by the formulas for every case: rows whose squares leave the dtype's
-range, rows that eps clamps, NaN, and S near +-1, where the direct formulas cancel.
+The others are done again. Float32 rows take the same formulas in float64, where S near +-1, at
+which they cancel, leaves enough digits. What remains, rows that eps clamps, zeros, NaN and float64
+rows of those kinds, takes the formulas for every case.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cosloss.kernels.eager import cosine_similarity as every_case
 from cosloss.kernels.eager.memory import empty_like
 
-# Elements: two inputs and a product, 8 MiB each in float32, stay in a level 3 cache. Smaller blocks
-# mean more parallel regions, and each one waits for its slowest thread on a busy machine.
-BLOCK = 1 << 21
+# Elements: two inputs and two results, 2 MiB each in float32, stay in a level 3 cache. Smaller
+# blocks mean more parallel regions, and each one waits for its slowest thread.
+BLOCK = 1 << 19
+CAREFUL_BLOCK = 1 << 17  # its rows are gathered, and widened
 PARALLEL = 0.99  # up to this |S| the direct formulas lose at most 3 bits of the gradient
 NEAR_ONE = 0.9375  # up to this S, 1 - S loses at most 4 bits
 
@@ -28,118 +34,169 @@ Gradients = tuple[Tensor | None, Tensor | None]
 def usable(*tensors: Tensor) -> bool:
     """Whether these are plain tensors in memory, whose values may steer the computation."""
     return (
-        not torch.is_grad_enabled()
-        and forward_ad._current_level < 0
+        forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and all(map(_plain, tensors))
     )
 
 
-def similarity(x1: Tensor, x2: Tensor, eps: float, redo: Callable[..., Tensor]) -> Tensor:
-    """Similarities of the rows; `redo(x1, x2, eps)` gives those of the rows that need care."""
-    rows1, rows2 = _rows(x1), _rows(x2)
-    result = rows1.new_empty(rows1.shape[0])
-    product = torch.empty_like(rows1[: _block_rows(rows1)])
-    for block in _blocks(rows1):
-        b1, b2, out = rows1[block], rows2[block], result[block]
-        norms = _direct(b1, b2, product[: b1.shape[0]], out)
-        careful = _careful(norms, out, (-PARALLEL, PARALLEL), eps)
-        if careful is not None:
-            out[careful] = redo(b1[careful], b2[careful], eps)
-    return result.view(x1.shape[:-1])
+def forward(
+    x1: Tensor, x2: Tensor, eps: float, distance: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Similarities of the rows, or 1 less them; and what `backward` takes of the rows.
 
-
-def distance(x1: Tensor, x2: Tensor, eps: float, redo: Callable[..., Tensor]) -> Tensor:
-    """1 - similarity of the rows; `redo(x1, x2, eps)` gives those of the rows that need care."""
+    That is the factors 1 / (n m), S / n^2 and S / m^2, (3, N), and the indices of the rows for
+    whose gradient they are not good enough, if any.
+    """
     rows1, rows2 = _rows(x1), _rows(x2)
-    result = rows1.new_empty(rows1.shape[0])
+    statistics = rows1.new_empty(3, rows1.shape[0])
+    norm1, norm2, similarity = statistics
+    factors = torch.empty_like(statistics)
+    inverse, *_ = factors
     product = torch.empty_like(rows1[: _block_rows(rows1)])
-    for block in _blocks(rows1):
-        b1, b2, out = rows1[block], rows2[block], result[block]
-        norms = _direct(b1, b2, product[: b1.shape[0]], out)
-        careful = _careful(norms, out, (-2, NEAR_ONE), eps)
-        torch.sub(1, out, out=out)
-        if careful is not None:
-            out[careful] = redo(b1[careful], b2[careful], eps)
-    return result.view(x1.shape[:-1])
+    for block in _blocks(rows1, rows2, norm1, norm2, similarity, inverse):
+        _direct(product, *block)
+    torch.div(similarity, statistics[:2].square(), out=factors[1:])
+    careful = again = _careful(statistics, -PARALLEL, PARALLEL, eps)
+    if distance:
+        again = _careful(statistics, -2, NEAR_ONE, eps)
+    value = 1 - similarity if distance else similarity.clone()
+    for part in _parts(again, rows1):
+        value[part] = _value_again(rows1[part], rows2[part], eps, distance)
+    return value.view(x1.shape[:-1]), factors, careful
 
 
 def backward(
     grad: Tensor,
     x1: Tensor,
     x2: Tensor,
+    factors: Tensor,
+    careful: Tensor | None,
     eps: float,
     needs: tuple[bool, ...],
-    redo: Callable[..., Gradients],
 ) -> Gradients:
-    """Gradients on x1 and x2; `redo(grad, x1, x2, eps, needs)` gives those that need care."""
+    """Gradients on x1 and x2 from the gradient on the similarity, each only where needed."""
     rows1, rows2, grad = _rows(x1), _rows(x2), grad.reshape(-1)
     grad1 = empty_like(rows1) if needs[0] else None
     grad2 = empty_like(rows2) if needs[1] else None
-    similarities = grad.new_empty(_block_rows(rows1))
-    for block in _blocks(rows1):
-        b1, b2, g = rows1[block], rows2[block], grad[block]
-        outs = [None if whole is None else whole[block] for whole in (grad1, grad2)]
-        scratch, *_ = (out for out in outs if out is not None)
-        s = similarities[: g.shape[0]]
-        # the gradient's own memory holds the product first: no memory beyond the gradients
-        norms = _direct(b1, b2, scratch, s)
-        across = (g / norms[0] / norms[1]).unsqueeze(1)
-        along = ((g * s) / (norms * norms)).unsqueeze(2)
-        for out, own, other, projection in zip(outs, (b1, b2), (b2, b1), along, strict=True):
-            if out is not None:
-                torch.mul(other, across, out=out).addcmul_(own, projection, value=-1)
-        careful = _careful(norms, s, (-PARALLEL, PARALLEL), eps, g)
-        if careful is not None:
-            again = redo(g[careful], b1[careful], b2[careful], eps, needs)
-            for out, rows in zip(outs, again, strict=True):
-                if out is not None and rows is not None:
-                    out[careful] = rows
+    slopes = (factors * grad).unsqueeze(2)
+    for block1, block2, a, b1, b2, out1, out2 in _blocks(rows1, rows2, *slopes, grad1, grad2):
+        _combine(block2, a, block1, b1, out1)
+        _combine(block1, a, block2, b2, out2)
+    for part in _parts(_with_extreme(grad, careful), rows1):
+        again = _gradients_again(grad[part], rows1[part], rows2[part], eps, needs)
+        _replace((grad1, grad2), part, again)
     return (
         None if grad1 is None else grad1.view(x1.shape),
         None if grad2 is None else grad2.view(x2.shape),
     )
 
 
-def _direct(x1: Tensor, x2: Tensor, product: Tensor, similarity: Tensor) -> Tensor:
-    """Write the similarities, (N,), and return both norms, (2, N)."""
-    norms = x1.new_empty(2, x1.shape[0])
-    torch.linalg.vector_norm(x1, dim=1, out=norms[0])
-    torch.linalg.vector_norm(x2, dim=1, out=norms[1])
-    torch.sum(torch.mul(x1, x2, out=product), 1, out=similarity)
-    similarity.div_(norms[0] * norms[1])
-    return norms
-
-
-def _careful(
-    norms: Tensor,
+def _direct(
+    product: Tensor,
+    x1: Tensor,
+    x2: Tensor,
+    norm1: Tensor,
+    norm2: Tensor,
     similarity: Tensor,
-    bounds: tuple[float, float],
-    eps: float,
-    grad: Tensor | None = None,
-) -> Tensor | None:
+    inverse: Tensor,
+) -> None:
+    """Write norms, similarities and 1 / (n m) of a block; product is scratch memory."""
+    torch.linalg.vector_norm(x1, dim=1, out=norm1)
+    torch.linalg.vector_norm(x2, dim=1, out=norm2)
+    torch.mul(norm1, norm2, out=inverse).reciprocal_()
+    torch.sum(torch.mul(x1, x2, out=product[: x1.shape[0]]), 1, out=similarity)
+    similarity.mul_(inverse)
+
+
+def _combine(x: Tensor, a: Tensor, y: Tensor, b: Tensor, out: Tensor | None) -> None:
+    """out = a x - b y, if it is asked for."""
+    if out is not None:
+        torch.mul(x, a, out=out).addcmul_(y, b, value=-1)
+
+
+def _careful(statistics: Tensor, low: float, high: float, eps: float) -> Tensor | None:
     """The indices of the rows for which the direct formulas are not good enough, if any."""
-    # products of two norms, and of a gradient with two, stay in the dtype's range
-    tiny = torch.finfo(norms.dtype).tiny
+    # products of two norms stay in the dtype's range
+    tiny = torch.finfo(statistics.dtype).tiny
     smallest, largest = max(tiny**0.25, 1.00001 * eps), tiny**-0.25
+    least, most = statistics.amin(1).tolist(), statistics.amax(1).tolist()
     if (
-        _within(norms, smallest, largest)
-        and _within(similarity, *bounds)
-        and (grad is None or _within(grad.abs(), tiny**0.5, tiny**-0.5))
+        smallest <= min(least[:2])  # each False where there is a NaN
+        and max(most[:2]) <= largest
+        and low <= least[2]
+        and most[2] <= high
     ):
         return None
+    norms, similarity = statistics[:2], statistics[2]
     direct = ((norms >= smallest) & (norms <= largest)).all(0)
-    direct &= (similarity >= bounds[0]) & (similarity <= bounds[1])
-    if grad is not None:
-        size = grad.abs()
-        direct &= (size == 0) | ((size >= tiny**0.5) & (size <= tiny**-0.5))
-    careful = direct.logical_not_().nonzero().squeeze(1)
-    return careful if careful.numel() else None
+    direct &= (similarity >= low) & (similarity <= high)
+    return direct.logical_not_().nonzero().squeeze(1)
 
 
-def _within(x: Tensor, low: float, high: float) -> bool:
-    least, most = x.aminmax()
-    return low <= least.item() and most.item() <= high  # both False where there is a NaN
+def _with_extreme(grad: Tensor, careful: Tensor | None) -> Tensor | None:
+    """The careful rows, and those whose gradient leaves the dtype's range on its way."""
+    tiny = torch.finfo(grad.dtype).tiny
+    size = grad.abs()
+    least, most = size.aminmax()
+    if tiny**0.5 <= least.item() and most.item() <= tiny**-0.5:
+        return careful
+    direct = (size == 0) | ((size >= tiny**0.5) & (size <= tiny**-0.5))
+    if careful is not None:
+        direct[careful] = False
+    return direct.logical_not_().nonzero().squeeze(1)
+
+
+def _parts(rows: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
+    if rows is None or rows.numel() == 0:
+        return ()
+    return rows.split(max(1, CAREFUL_BLOCK // like.shape[1]))
+
+
+def _replace(wholes: Gradients, part: Tensor, by: Gradients) -> None:
+    for whole, rows in zip(wholes, by, strict=True):
+        if whole is not None and rows is not None:
+            whole[part] = rows
+
+
+def _value_again(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
+    formula = every_case.distance_forward if distance else every_case.forward
+    if x1.dtype != torch.float32:
+        return formula(x1, x2, eps)
+    wide1, wide2 = x1.double(), x2.double()
+    statistics, _ = _wide_direct(wide1, wide2)
+    if distance:
+        apart = wide1.div_(statistics[0, :, None]).sub_(wide2.div_(statistics[1, :, None]))
+        value = (apart.square_().sum(1) / 2).float()
+    else:
+        value = statistics[2].float().clamp_(-1, 1)
+    for part in _parts(_careful(statistics, -2, 2, eps), x1):
+        value[part] = formula(x1[part], x2[part], eps)
+    return value
+
+
+def _gradients_again(
+    grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
+) -> Gradients:
+    if x1.dtype != torch.float32:
+        return every_case.backward(grad, x1, x2, eps, needs)
+    wide1, wide2 = x1.double(), x2.double()
+    statistics, factors = _wide_direct(wide1, wide2)
+    a, b1, b2 = (factors * grad).unsqueeze(2)
+    found = (
+        (wide2 * a).addcmul_(wide1, b1, value=-1).float() if needs[0] else None,
+        (wide1 * a).addcmul_(wide2, b2, value=-1).float() if needs[1] else None,
+    )
+    for part in _parts(_careful(statistics, -2, 2, eps), x1):
+        _replace(found, part, every_case.backward(grad[part], x1[part], x2[part], eps, needs))
+    return found
+
+
+def _wide_direct(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    statistics = x1.new_empty(3, x1.shape[0])
+    inverse = x1.new_empty(x1.shape[0])
+    _direct(torch.empty_like(x1), x1, x2, *statistics, inverse)
+    return statistics, torch.stack([inverse, *(statistics[2] / statistics[:2].square())])
 
 
 def _plain(x: Tensor) -> bool:
@@ -154,13 +211,17 @@ def _plain(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1, x.shape[-1])
+    return x.reshape(-1, x.shape[-1])
 
 
 def _block_rows(rows: Tensor) -> int:
     return max(1, BLOCK // rows.shape[1])
 
 
-def _blocks(rows: Tensor) -> Iterator[slice]:
+def _blocks(rows: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """Blocks of all the tensors' rows, side by side; None stays None."""
     size = _block_rows(rows)
-    return (slice(start, start + size) for start in range(0, rows.shape[0], size))
+    if rows.shape[0] <= size:
+        return [(rows, *others)]
+    other_blocks = (repeat(None) if x is None else x.split(size) for x in others)
+    return zip(rows.split(size), *other_blocks, strict=False)
