@@ -20,6 +20,7 @@ from torch.autograd import Function
 
 from cosloss.kernels.eager import cosine_similarity as kernel
 from cosloss.kernels.eager import cosine_similarity_blocks as blocks
+from cosloss.kernels.eager.plain import usable
 from cosloss.ops.composition import composed
 
 
@@ -74,7 +75,7 @@ class BlockedCosineSimilarity(Function):
         x1, x2, factors, careful = ctx.saved_tensors
         grad = -grads[0] if ctx.distance else grads[0]
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not blocks.usable(grad):
+        if torch.is_grad_enabled() or not usable(grad):
             return *kernel.backward(grad, x1, x2, ctx.eps, needs), None, None
         return *blocks.backward(grad, x1, x2, factors, careful, ctx.eps, needs), None, None
 
@@ -83,7 +84,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """The similarities, by the Function that suits x1 and x2 or as torch differentiates itself."""
     if composed():
         return kernel.forward(x1, x2, eps)
-    if blocks.usable(x1, x2):
+    if usable(x1, x2):
         return BlockedCosineSimilarity.apply(x1, x2, eps, False)
     return CosineSimilarity.apply(x1, x2, eps)
 
@@ -92,6 +93,6 @@ def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """1 less the similarities, likewise."""
     if composed():
         return kernel.distance_forward(x1, x2, eps)
-    if blocks.usable(x1, x2):
+    if usable(x1, x2):
         return BlockedCosineSimilarity.apply(x1, x2, eps, True)
     return CosineDistance.apply(x1, x2, eps)

@@ -9,10 +9,13 @@ When V is U, S is symmetric, and one product is enough: grad_u = (G + G^T) u.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.eager import pairwise_cosine_similarity as kernel
+from cosloss.kernels.eager import pairwise_cosine_similarity_blocks as blocks
+from cosloss.kernels.eager.plain import usable
 from cosloss.ops.composition import composed
 
 
@@ -38,8 +41,44 @@ class PairwiseCosineSimilarity(Function):
         return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
 
 
+class BlockedPairwiseCosineSimilarity(Function):
+    """The same for rows that torch.func does not see and that need no particular care: fast.
+
+    A backward pass that is itself differentiated starts from x1 and x2, not from their unit rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x1: Tensor,
+        x2: Tensor | None,
+        rows1: blocks.Rows,
+        rows2: blocks.Rows | None,
+        eps: float,
+    ) -> Tensor:
+        ctx.eps = eps
+        ctx.save_for_backward(x1, x2, *rows1, *(rows2 or ()))
+        return blocks.forward(rows1, rows2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x1, x2, *rows = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled() or not usable(grads[0]):
+            return *kernel.backward(grads[0], x1, x2, ctx.eps, needs), None, None, None
+        rows1 = blocks.Rows(*rows[:2])
+        rows2 = blocks.Rows(*rows[2:]) if rows[2:] else None
+        return *blocks.backward(grads[0], rows1, rows2, needs), None, None, None
+
+
 def pairwise_cosine_similarity(x1: Tensor, x2: Tensor | None, eps: float) -> Tensor:
-    """The Function, or what it consists of where torch differentiates that itself."""
-    return (
-        kernel.forward(x1, x2, eps) if composed() else PairwiseCosineSimilarity.apply(x1, x2, eps)
-    )
+    """The Function that suits x1 and x2, or what it consists of where torch differentiates that."""
+    if composed():
+        return kernel.forward(x1, x2, eps)
+    if x1.ndim == 2 and usable(x1, x1 if x2 is None else x2):
+        with torch.no_grad():
+            rows1 = blocks.rows(x1, eps)
+            rows2 = None if x2 is None else blocks.rows(x2, eps)
+        if rows1 is not None and (x2 is None or rows2 is not None):
+            return BlockedPairwiseCosineSimilarity.apply(x1, x2, rows1, rows2, eps)
+    return PairwiseCosineSimilarity.apply(x1, x2, eps)

@@ -23,6 +23,7 @@ def run(rounds: int) -> bool:
     right.append(_embedding_loss(65536, 128, rounds))
     right.append(_pairwise(256, 128, rounds, broadcast=True))
     right.append(_pairwise(2048, 128, rounds, broadcast=False))
+    right.append(_pairwise_of_one(2048, 128, rounds))
     return all(right)
 
 
@@ -59,6 +60,14 @@ def _pairwise(rows: int, columns: int, rounds: int, broadcast: bool) -> bool:
     if broadcast:
         functions["torch by broadcasting"] = _broadcast
     return _compare(op.name, functions, _inputs(rows, columns), rounds)
+
+
+def _pairwise_of_one(rows: int, columns: int, rounds: int) -> bool:
+    op = TABLE["pairwise_cosine_similarity"]
+    functions = {"cosloss": op.function, "twin": op.twin}
+    functions["normalise, then matmul"] = lambda x: _normalised(x, x)
+    functions["torch.compile of that"] = torch.compile(lambda x: _normalised(x, x), dynamic=False)
+    return _compare(op.name, functions, _inputs(rows, columns)[:1], rounds)
 
 
 def _compare(name, functions, inputs: tuple[Tensor, ...], rounds: int) -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cosloss.kernels.eager import cosine_similarity as every_case
 from cosloss.kernels.eager.memory import empty_like
@@ -31,15 +30,6 @@ NEAR_ONE = 0.9375  # up to this S, 1 - S loses at most 4 bits
 Gradients = tuple[Tensor | None, Tensor | None]
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether these are plain tensors in memory, whose values may steer the computation."""
-    return (
-        forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(map(_plain, tensors))
-    )
-
-
 def forward(
     x1: Tensor, x2: Tensor, eps: float, distance: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -50,11 +40,10 @@ def forward(
     """
     rows1, rows2 = _rows(x1), _rows(x2)
     statistics = rows1.new_empty(3, rows1.shape[0])
-    norm1, norm2, similarity = statistics
     factors = torch.empty_like(statistics)
-    inverse, *_ = factors
+    norm1, norm2, similarity = statistics
     product = torch.empty_like(rows1[: _block_rows(rows1)])
-    for block in _blocks(rows1, rows2, norm1, norm2, similarity, inverse):
+    for block in _blocks(rows1, rows2, norm1, norm2, similarity, factors[0]):
         _direct(product, *block)
     torch.div(similarity, statistics[:2].square(), out=factors[1:])
     careful = again = _careful(statistics, -PARALLEL, PARALLEL, eps)
@@ -194,20 +183,11 @@ def _gradients_again(
 
 def _wide_direct(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
     statistics = x1.new_empty(3, x1.shape[0])
-    inverse = x1.new_empty(x1.shape[0])
-    _direct(torch.empty_like(x1), x1, x2, *statistics, inverse)
-    return statistics, torch.stack([inverse, *(statistics[2] / statistics[:2].square())])
-
-
-def _plain(x: Tensor) -> bool:
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        # a batched gradient's tensors say that they are on the CPU, and have no values of their own
-        and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.CPU)
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel() > 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    factors = torch.empty_like(statistics)
+    norm1, norm2, similarity = statistics
+    _direct(torch.empty_like(x1), x1, x2, norm1, norm2, similarity, factors[0])
+    torch.div(similarity, statistics[:2].square(), out=factors[1:])
+    return statistics, factors
 
 
 def _rows(x: Tensor) -> Tensor:

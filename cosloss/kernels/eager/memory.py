@@ -6,9 +6,8 @@ A gradient is written once, into memory the system has not backed yet. For two f
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 _HUGE_PAGE = 1 << 21
@@ -17,7 +16,12 @@ _MADV_HUGEPAGE = 14
 
 def empty_like(x: Tensor) -> Tensor:
     """An uninitialised contiguous tensor like x, in huge pages where the system offers them."""
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return empty(x.shape, x)
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """The same of another shape."""
+    result = like.new_empty(shape)
     start = -(-result.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
     size = (result.data_ptr() + result.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE
     if size > 0 and _madvise is not None:
