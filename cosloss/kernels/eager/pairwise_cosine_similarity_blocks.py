@@ -1,7 +1,8 @@
 """Cosine similarity of all pairs of rows of plain CPU tensors, in their own precision.
 
-For rows whose norms are beyond eps and whose squares stay in the dtype's range; a block of the
-result is still in cache when it is clamped. Without x2 half of the products are mirrored.
+For rows whose norms are beyond eps and whose squares stay in the dtype's range. Without x2 the
+result is symmetric: the tiles above its diagonal are mirrored, and their gradients' sum with those
+below is what both halves of the rows' gradient need.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cosloss.kernels.eager.memory import empty
 
-BLOCK = 1 << 19  # elements of the result
+SIDE = 512  # of a symmetric matrix's tiles
 
 
 class Rows(NamedTuple):
@@ -35,13 +36,17 @@ def rows(x: Tensor, eps: float) -> Rows | None:
 def forward(rows1: Rows, rows2: Rows | None) -> Tensor:
     """Similarities (N, M) in [-1, 1]; without rows2, symmetric with a unit diagonal."""
     unit = rows1.unit
-    other = unit if rows2 is None else rows2.unit
-    result = empty((unit.shape[0], other.shape[0]), unit)
-    for block in _blocks(result):
-        if rows2 is None:
-            _mirror(unit, block, result)
+    if rows2 is not None:
+        result = empty((unit.shape[0], rows2.unit.shape[0]), unit)
+        return torch.mm(unit, rows2.unit.T, out=result).clamp_(-1, 1)
+    result = empty((unit.shape[0], unit.shape[0]), unit)
+    for i, j in _triangle(unit.shape[0]):
+        tile = torch.mm(unit[i], unit[j].T, out=result[i, j]).clamp_(-1, 1)
+        if i == j:
+            # a matrix product need not sum (i, j) and (j, i) in the same order
+            result[i, i] = (tile + tile.T).div_(2).fill_diagonal_(1)
         else:
-            torch.mm(unit[block], other.T, out=result[block]).clamp_(-1, 1)
+            result[j, i] = tile.T
     return result
 
 
@@ -49,32 +54,27 @@ def backward(
     grad: Tensor, rows1: Rows, rows2: Rows | None, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients on x1 and x2 from the gradient on the similarities, where `needs` asks."""
-    if rows2 is None:
-        grad_unit = torch.empty_like(rows1.unit)
-        for block in _blocks(grad):
-            torch.mm(grad[block] + grad[:, block].T, rows1.unit, out=grad_unit[block])
-        return _through(grad_unit, rows1), None
-    return (
-        _through(grad @ rows2.unit, rows1) if needs[0] else None,
-        _through(grad.T @ rows1.unit, rows2) if needs[1] else None,
-    )
+    if rows2 is not None:
+        return (
+            _through(grad @ rows2.unit, rows1) if needs[0] else None,
+            _through(grad.T @ rows1.unit, rows2) if needs[1] else None,
+        )
+    unit = rows1.unit
+    grad_unit = torch.zeros_like(unit)
+    for i, j in _triangle(unit.shape[0]):
+        both = grad[i, j] + grad[j, i].T
+        grad_unit[i].addmm_(both, unit[j])
+        if i != j:
+            grad_unit[j].addmm_(both.T, unit[i])
+    return _through(grad_unit, rows1), None
 
 
-def _mirror(unit: Tensor, block: slice, result: Tensor) -> None:
-    start, stop = block.start, min(block.stop, unit.shape[0])
-    upper = torch.mm(unit[block], unit[start:].T).clamp_(-1, 1)
-    square = upper[:, : stop - start]
-    # a matrix product need not sum (i, j) and (j, i) in the same order
-    result[block, block] = (square + square.T).div_(2).fill_diagonal_(1)
-    result[block, stop:] = upper[:, stop - start :]
-    result[stop:, block] = upper[:, stop - start :].T
+def _triangle(size: int) -> Iterator[tuple[slice, slice]]:
+    """The tiles on and above the diagonal."""
+    blocks = [slice(start, min(start + SIDE, size)) for start in range(0, size, SIDE)]
+    return ((i, j) for k, i in enumerate(blocks) for j in blocks[k:])
 
 
 def _through(grad_unit: Tensor, rows: Rows) -> Tensor:
     along = (grad_unit * rows.unit).sum(1, keepdim=True)
     return grad_unit.addcmul_(rows.unit, along, value=-1).div_(rows.norm)
-
-
-def _blocks(matrix: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK // matrix.shape[1])
-    return (slice(start, start + size) for start in range(0, matrix.shape[0], size))
