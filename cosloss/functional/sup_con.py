@@ -6,13 +6,14 @@ from torch import Tensor
 
 from cosloss.functional._checks import (
     check_floating,
+    check_groups,
     check_reduction,
     check_temperature,
     check_weight,
 )
 from cosloss.functional._in_batch import gathered_batch, largest_logit, loss_of_rows, unit
 from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.tiles import Diagonals
+from cosloss.kernels.eager.tiles import Diagonals, SameGroupOtherClass
 from cosloss.ops.gathered import Everyone
 from cosloss.ops.transformed import transformed
 
@@ -23,6 +24,7 @@ def sup_con_loss(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     *,
+    ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -37,11 +39,13 @@ def sup_con_loss(
         labels: (N,), the class of each row.
         temperature: positive; a number or a 0-d tensor, which may require a gradient.
         reduction: "none" gives (N,); "sum" and "mean" are over the rows that have a positive.
+        ignore: (N,), one group id per row; rows of the same group are not negatives. Of one class,
+            they are positives all the same.
         weight: (N,), multiplies each loss before the reduction; "mean" still divides by the number
             of rows that have a positive.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. Needs reduction "mean" or "sum", and no `ignore`.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A row without a
@@ -51,8 +55,8 @@ def sup_con_loss(
 
     Raises:
         TypeError: z is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch is empty, temperature is not positive, or
-            reduction is invalid.
+        ValueError: shapes do not match, the batch is empty, temperature is not positive, reduction
+            is invalid, or ignore comes with gather_distributed.
 
     Example:
         >>> sup_con_loss(torch.eye(3), torch.tensor([0, 0, 1]), temperature=1.0)
@@ -69,6 +73,9 @@ def sup_con_loss(
         )
     check_temperature(temperature)
     check_weight(weight, z.shape[0])
+    check_groups(ignore, z.shape[0])
+    if gather_distributed and ignore is not None:
+        raise ValueError("gather_distributed takes no ignore in this loss: leave one of them out")
     r = unit(z) * temperature**-0.5
     everyone = None
     if gather_distributed:
@@ -85,7 +92,7 @@ def sup_con_loss(
         None,
         (r * siblings).sum(1) / count.clamp_min(1),
         Contrast(largest_logit(temperature)),
-        Diagonals((0,)),
+        Diagonals((0,)) if ignore is None else SameGroupOtherClass(ignore, labels),
         two_way=True,
         like=z,
         reduction="none" if reduction == "none" else "sum",

@@ -156,11 +156,19 @@ class SupConLoss(TemperatureLoss):
         self.reduction = reduction
         self.register_buffer("rows_without_positive", torch.tensor(0), persistent=False)
 
-    def forward(self, z: Tensor, labels: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        labels: Tensor,
+        *,
+        ignore: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         loss = functional.sup_con_loss(
             z,
             labels,
             **self._arguments(),
+            ignore=ignore,
             weight=weight,
             gather_distributed=self.gather_distributed,
         )

@@ -70,6 +70,7 @@ def sup_con_loss(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     *,
+    ignore: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
     """SupCon's L_out (Khosla et al., 2020, eq. 2), over the rows that have a positive."""
@@ -78,7 +79,8 @@ def sup_con_loss(
     itself = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)
     positive = (labels == labels[:, None]) & ~itself
     count = positive.sum(1)
-    log_probability = logits - _finite_logsumexp(logits, ~itself)[:, None]
+    negative = (labels != labels[:, None]) & _other_items(z.shape[0], ignore, z.device)
+    log_probability = logits - _finite_logsumexp(logits, positive | negative)[:, None]
     loss = -(log_probability * positive).sum(1) / count.clamp_min(1)
     loss = _weighted(loss, weight)
     if reduction == "mean":

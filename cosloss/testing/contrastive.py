@@ -121,7 +121,7 @@ OPS = (
         _generic(
             _rows,
             *({"labels": LABELS, "reduction": r} for r in ("none", "mean")),
-            {"labels": LABELS, "weight": WEIGHT},
+            {"labels": LABELS, "ignore": GROUPS, "weight": WEIGHT},
         ),
         _hard(_rows, lambda rows: {"labels": LABELS[:rows]}),
     ),

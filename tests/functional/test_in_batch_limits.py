@@ -135,6 +135,12 @@ def test_bad_input_is_named():
         (lambda: functional.nt_xent_loss(z1, z2, ignore=torch.arange(3)), r"shape \(4,\)"),
         (lambda: functional.nt_xent_loss(z1, z2, weight=torch.ones(8)), r"shape \(4,\)"),
         (lambda: functional.sup_con_loss(z1, torch.arange(3)), r"labels shape \(N,\)"),
+        (
+            lambda: functional.sup_con_loss(
+                z1, torch.arange(4), ignore=torch.arange(4), gather_distributed=True
+            ),
+            "takes no ignore",
+        ),
         (lambda: functional.in_batch_cosine_embedding_loss(z1, z2, 1.5), r"\[-1, 1\]; got 1.5"),
         (lambda: NTXentLoss(temperature=0.0), "must be positive; got 0.0"),
     )

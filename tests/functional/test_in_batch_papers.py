@@ -59,11 +59,14 @@ def moco(query, key, queue):
     return losses
 
 
-def sup_con(z, labels):
+def sup_con(z, labels, groups=None):
+    """groups: ids whose members are not each other's negatives."""
     losses = []
+    groups = range(len(z)) if groups is None else groups
     for i in range(len(z)):
-        others = [a for a in range(len(z)) if a != i]
-        positives = [p for p in others if labels[p] == labels[i]]
+        positives = [p for p in range(len(z)) if p != i and labels[p] == labels[i]]
+        others = [a for a in range(len(z)) if groups[a] != groups[i]]
+        others = sorted({*positives, *others})
         total = sum(math.exp(cosine(z[i], z[a]) / TEMPERATURE) for a in others)
         terms = [math.log(math.exp(cosine(z[i], z[p]) / TEMPERATURE) / total) for p in positives]
         losses.append(-sum(terms) / len(terms) if terms else 0.0)
@@ -130,6 +133,18 @@ def test_sup_con():
     with_positive = sum(LABELS.count(label) > 1 for label in LABELS)
     close(functional.sup_con_loss(z, labels, TEMPERATURE), sum(paper) / with_positive)
     assert functional.rows_without_positive(labels) == len(LABELS) - with_positive == 2
+
+
+def test_sup_con_without_false_negatives():
+    z, groups = rows(0), [0, 1, 0, 0, 1, 2, 3][: len(LABELS)]
+    groups += [4 + i for i in range(len(LABELS) - len(groups))]
+    losses = functional.sup_con_loss(
+        z, torch.tensor(LABELS), TEMPERATURE, "none", ignore=torch.tensor(groups)
+    )
+    close(losses, sup_con(z.tolist(), LABELS, groups))
+    assert not torch.equal(
+        losses, functional.sup_con_loss(z, torch.tensor(LABELS), TEMPERATURE, "none")
+    )
 
 
 def test_sigmoid():

@@ -95,3 +95,21 @@ class SameGroup:
 
     def mask(self, x: Tensor) -> Tensor:
         return self.row_groups[:, None] == self.column_groups
+
+
+@dataclass(frozen=True)
+class SameGroupOtherClass:
+    """Excludes every row itself, and the pairs of one group whose classes differ."""
+
+    groups: Tensor
+    classes: Tensor
+
+    def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
+        same_group = self.groups[i, None] == self.groups[j]
+        tile.masked_fill_(same_group & (self.classes[i, None] != self.classes[j]), value)
+        Diagonals((0,)).fill(tile, i, j, value)
+
+    def mask(self, x: Tensor) -> Tensor:
+        same_group = self.groups[:, None] == self.groups
+        other_class = self.classes[:, None] != self.classes
+        return same_group & other_class | Diagonals((0,)).mask(x)
