@@ -73,11 +73,21 @@ class InBatch(Function):
         bias: Tensor | None,
         matrix: Matrix,
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
+        needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
+        needs = (needs_r, needs_c, needs_bias)
+        one_walk = weight is not None and (matrix.loss.linear or not matrix.two_way)
+        ctx.ticket, ctx.one_walk = None, one_walk and any(needs)
+        gradients: kernel.Gradients = (None, None, None)
         with products_as_written(r):
-            total, ctx.ticket = kernel.forward(r, c, bias, matrix, keep)
+            if weight is not None and ctx.one_walk:
+                total, gradients = kernel.forward_and_backward(
+                    weight, positive, r, c, bias, matrix, needs
+                )
+            else:
+                keep = any(needs) or needs_positive
+                total, ctx.ticket = kernel.forward(r, c, bias, matrix, keep)
         ctx.weight, ctx.matrix = weight, matrix
-        ctx.save_for_backward(r, c, positive, bias, total)
+        ctx.save_for_backward(r, c, positive, bias, total, *gradients)
         loss = matrix.loss.rows(total, positive)
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
 
@@ -85,27 +95,31 @@ class InBatch(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or transformed(grads[0]):
             return _dense_backward(ctx, grads[0])
-        r, c, positive, bias, total = ctx.saved_tensors
+        r, c, positive, bias, total, *gradients = ctx.saved_tensors
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
         grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
-        with products_as_written(r):
-            grad_r, grad_c, grad_bias = kernel.backward(
-                grad * per_total,
-                total,
-                r,
-                c,
-                bias,
-                ctx.matrix,
-                ctx.ticket,
-                (needs_r, needs_c, needs_bias),
-            )
+        if not ctx.one_walk:
+            with products_as_written(r):
+                gradients = kernel.backward(
+                    grad * per_total,
+                    total,
+                    r,
+                    c,
+                    bias,
+                    ctx.matrix,
+                    ctx.ticket,
+                    (needs_r, needs_c, needs_bias),
+                )
+        else:
+            gradients = [None if x is None else grads[0] * x for x in gradients]
+        grad_r, grad_c, grad_bias = gradients
         grad_positive = (grad * per_positive).to(positive.dtype) if needs_positive else None
         return grad_r, grad_c, grad_positive, None, grad_bias, None
 
 
 def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    r, c, positive, bias, _ = ctx.saved_tensors
+    r, c, positive, bias, *_ = ctx.saved_tensors
     needs = ctx.needs_input_grad
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():

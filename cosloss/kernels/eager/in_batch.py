@@ -4,18 +4,20 @@ Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits
 (N, M); totals (N,) in float64, or (N + M,) where the columns have a loss of their own, rows first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cosloss.kernels.eager.tile_loss import TileLoss
-from cosloss.kernels.eager.tiles import Excluded, tiles, triangle
+from cosloss.kernels.eager.tiles import Excluded, Tile, bands, tiles, triangle
 from cosloss.kernels.eager.workspace import workspace
 
 # a logit matrix up to this size is kept from the forward to the backward pass
 KEPT_BYTES = 256 * 2**20
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,47 @@ def forward(
     for i, j, memory in walk:
         totals.add(walk.logits(i, j, memory), i, j, keep)
     totals.finish()
-    if walk.symmetric or totals.columns is None:
-        return totals.rows, ticket
-    return torch.cat([totals.rows, totals.columns]), ticket
+    return totals.joined(), ticket
+
+
+def forward_and_backward(
+    weight: Tensor | float,
+    positive: Tensor,
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Gradients]:
+    """The totals and, in the same walk, the gradients of sum_i weight_i loss_i, where needed.
+
+    For a loss that is linear in its totals, or whose columns have none: the slope of a row's loss
+    is then known as soon as its tiles are. No tile is computed twice or kept.
+    """
+    walk = _Walk(r, c, bias, matrix)
+    totals = matrix.loss.totals(*walk.new_totals())
+    sums = _Sums(walk, r, c, bias, needs)
+    if matrix.loss.linear:
+        total = totals.joined()
+        slopes, _ = matrix.loss.row_slopes(total, positive)
+        a, b = walk.split(totals.coefficients(weight * slopes, total, matrix.dtype).to(r.dtype))
+        for i, j, memory in walk:
+            totals.add(walk.logits(i, j, memory), i, j, keep=True)
+            sums.add(totals.weigh(memory, i, j, a, b, out=walk.scratch(memory)), i, j)
+        totals.finish()
+        return totals.joined(), sums.gradients
+    weights = torch.as_tensor(weight, dtype=totals.rows.dtype, device=r.device).expand_as(positive)
+    a = r.new_empty(r.shape[0])
+    for band in walk.bands():
+        for i, j, memory in band:
+            totals.add(walk.logits(i, j, memory), i, j, keep=True)
+        rows = band[0][0]
+        totals.finish(rows)
+        slopes, _ = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
+        a[rows] = totals.coefficients(weights[rows] * slopes, totals.rows[rows], matrix.dtype)
+        for i, j, memory in band:
+            sums.add(totals.weigh(memory, i, j, a, None, out=memory), i, j)
+    return totals.rows, sums.gradients
 
 
 def backward(
@@ -55,19 +95,41 @@ def backward(
     matrix: Matrix,
     ticket: object,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
     walk = _Walk(r, c, bias, matrix)
     kept = walk.find_tiles(ticket)
     totals = matrix.loss.totals(*walk.split(total))
     a, b = walk.split(totals.coefficients(grad, total, matrix.dtype).to(r.dtype))
-    grad_r = torch.zeros_like(r) if needs[0] else None
-    grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
-    grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+    sums = _Sums(walk, r, c, bias, needs)
     for i, j, memory in walk:
         if not kept:
             totals.again(walk.logits(i, j, memory))
-        weight = totals.weigh(memory, i, j, a, b, out=walk.scratch(memory))
+        sums.add(totals.weigh(memory, i, j, a, b, out=walk.scratch(memory)), i, j)
+    return sums.gradients
+
+
+class _Sums:
+    """The gradients on r, c and bias, to which each tile's weights are added."""
+
+    def __init__(
+        self,
+        walk: "_Walk",
+        r: Tensor,
+        c: Tensor | None,
+        bias: Tensor | None,
+        needs: tuple[bool, bool, bool],
+    ) -> None:
+        self._walk = walk
+        self.gradients: Gradients = (
+            torch.zeros_like(r) if needs[0] else None,
+            torch.zeros_like(c) if c is not None and needs[1] else None,
+            torch.zeros_like(bias) if bias is not None and needs[2] else None,
+        )
+
+    def add(self, weight: Tensor, i: slice, j: slice) -> None:
+        walk = self._walk
+        grad_r, grad_c, grad_bias = self.gradients
         if grad_r is not None:
             _add_product(grad_r[i], weight, walk.c[j])
             if walk.symmetric and i != j:
@@ -76,7 +138,6 @@ def backward(
             _add_product(grad_c[j], weight.T, walk.r[i])
         if grad_bias is not None:
             grad_bias += weight.sum(dtype=grad_bias.dtype)
-    return grad_r, grad_c, grad_bias
 
 
 class _Walk:
@@ -97,13 +158,19 @@ class _Walk:
         self._scratch: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        buffer = self.r.new_empty(self._largest) if self._kept is None else self._kept
-        start = 0
-        for i, j in self._tiles:
-            height, width = i.stop - i.start, j.stop - j.start
-            yield i, j, buffer[start : start + height * width].view(height, width)
-            if self._kept is not None:
-                start += height * width
+        if self._kept is not None:
+            yield from _placed(self._tiles, self._kept)
+        else:
+            buffer = self.r.new_empty(self._largest)
+            for tile in self._tiles:
+                yield from _placed([tile], buffer)
+
+    def bands(self) -> Iterator[list[tuple[slice, slice, Tensor]]]:
+        """The tiles of the same rows together, each with its memory until the next band."""
+        every = bands(self.r.shape[0], self.c.shape[0], self.r.device)
+        height = max(band[0][0].stop - band[0][0].start for band in every)
+        buffer = self.r.new_empty(height * self.c.shape[0])
+        return (list(_placed(band, buffer)) for band in every)
 
     def keep_tiles(self) -> object:
         """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
@@ -147,6 +214,15 @@ class _Walk:
             return total, total
         rows = self.r.shape[0]
         return total[:rows], total[rows:] if self.two_way else None
+
+
+def _placed(tiles: Iterable[Tile], buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The tiles with their memory, one after the other in the buffer."""
+    start = 0
+    for i, j in tiles:
+        height, width = i.stop - i.start, j.stop - j.start
+        yield i, j, buffer[start : start + height * width].view(height, width)
+        start += height * width
 
 
 def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:

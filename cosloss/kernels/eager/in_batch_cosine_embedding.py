@@ -18,6 +18,8 @@ class CosineEmbedding(TileLoss):
     negatives: M, a number or one per row, at least 1.
     """
 
+    linear = True
+
     def __init__(self, margin: float, negatives: int | Tensor) -> None:
         self.margin = margin
         self.negatives = negatives

@@ -14,6 +14,8 @@ from cosloss.kernels.eager.totals import Sums
 class SigmoidContrast(TileLoss):
     """Every pair a binary classification of its own: same item or not."""
 
+    linear = True
+
     def totals(self, rows: Tensor, columns: Tensor | None) -> Sums:
         return _Softplus(rows, columns)
 

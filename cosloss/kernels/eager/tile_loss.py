@@ -12,7 +12,12 @@ LARGEST_UNSHIFTED_LOGIT = 40.0
 
 
 class TileLoss(ABC):
-    """loss_i = rows(total_i, positive_i), the total taken over row i of a logit matrix."""
+    """loss_i = rows(total_i, positive_i), the total taken over row i of a logit matrix.
+
+    linear: whether `rows` is linear in the total, so that its slope is known before the total is.
+    """
+
+    linear = False
 
     @abstractmethod
     def totals(self, rows: Tensor, columns: Tensor | None) -> Totals:

@@ -13,12 +13,21 @@ from torch import Tensor
 Tile = tuple[slice, slice]
 
 LARGEST_SIDE = 1024  # two tiles of this size fit a CPU's last-level cache
+BAND = 1 << 22  # elements: so does a band of tiles
 
 
 def tiles(rows: int, columns: int, device: torch.device) -> list[Tile]:
     """The tiles of a whole matrix, row blocks first."""
     side = _largest_side(device)
-    return list(_rectangle(slice(0, rows), slice(0, columns), side))
+    return list(_rectangle(slice(0, rows), slice(0, columns), side, side))
+
+
+def bands(rows: int, columns: int, device: torch.device) -> list[list[Tile]]:
+    """The tiles of a whole matrix, those of the same rows together, in about BAND elements."""
+    side = _largest_side(device)
+    height = min(max(BAND // columns, side // 4), side)
+    blocks = (slice(start, min(start + height, rows)) for start in range(0, rows, height))
+    return [list(_rectangle(i, slice(0, columns), height, side)) for i in blocks]
 
 
 def triangle(rows: int, device: torch.device) -> list[Tile]:
@@ -35,16 +44,16 @@ def triangle(rows: int, device: torch.device) -> list[Tile]:
         middle = (block.start + block.stop) // 2
         upper, lower = slice(block.start, middle), slice(middle, block.stop)
         yield from halves(upper)
-        yield from _rectangle(upper, lower, side)
+        yield from _rectangle(upper, lower, side, side)
         yield from halves(lower)
 
     return list(halves(slice(0, rows)))
 
 
-def _rectangle(rows: slice, columns: slice, side: int) -> Iterator[Tile]:
-    for i in range(rows.start, rows.stop, side):
-        for j in range(columns.start, columns.stop, side):
-            yield slice(i, min(i + side, rows.stop)), slice(j, min(j + side, columns.stop))
+def _rectangle(rows: slice, columns: slice, height: int, width: int) -> Iterator[Tile]:
+    for i in range(rows.start, rows.stop, height):
+        for j in range(columns.start, columns.stop, width):
+            yield slice(i, min(i + height, rows.stop)), slice(j, min(j + width, columns.stop))
 
 
 def _largest_side(device: torch.device) -> int:

@@ -44,8 +44,12 @@ class Totals(ABC):
         """The coefficients of `weigh` from the gradient on the totals, for logits of that dtype."""
         return grad
 
-    def finish(self) -> None:  # noqa: B027 (sums need none)
-        """Called once every tile was added."""
+    def finish(self, rows: slice = slice(None)) -> None:  # noqa: B027 (sums need none)
+        """Called once every tile of these rows was added; of all rows, if columns have totals."""
+
+    def joined(self) -> Tensor:
+        """The rows' totals followed by the columns', where those are others."""
+        return self.rows if len(self._distinct()) == 1 else torch.cat(self._distinct())
 
     def _counts_columns(self, i: slice, j: slice) -> bool:
         return self.columns is not None and not (self.columns is self.rows and i == j)
@@ -101,9 +105,9 @@ class LogSumExps(Sums):
     def again(self, x: Tensor) -> None:
         x.exp_()
 
-    def finish(self) -> None:
+    def finish(self, rows: slice = slice(None)) -> None:
         for total in self._distinct():
-            total.log_().clamp_(min=empty_total(total.dtype))
+            total[rows].log_().clamp_(min=empty_total(total.dtype))
 
     def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
         # a row without pairs has the gradient 0, which must not meet an infinity
@@ -138,9 +142,9 @@ class ShiftedLogSumExps(Totals):
     def again(self, x: Tensor) -> None:
         """The logits are what `weigh` needs."""
 
-    def finish(self) -> None:
+    def finish(self, rows: slice = slice(None)) -> None:
         for total, largest in zip(self._distinct(), self._largest, strict=True):
-            total.log_().add_(largest).clamp_(min=empty_total(total.dtype))
+            total[rows].log_().add_(largest[rows]).clamp_(min=empty_total(total.dtype))
 
     def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
         rest = total - _rounded(total, dtype)
