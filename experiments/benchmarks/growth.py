@@ -5,56 +5,75 @@ import sys
 from pathlib import Path
 
 ROWS = (8192, 16384, 32768, 65536)
+LARGEST_OF_RIVALS = 16384  # beyond, they need 12 GiB and more
+CONTENDERS = {
+    "cosloss": "from cosloss import nt_xent_loss; loss = lambda a, b: nt_xent_loss(a, b, 0.1)",
+    "lean autograd": "from experiments.benchmarks.contrastive_rivals import nt_xent as loss",
+    "lightly": "from lightly.loss import NTXentLoss; loss = NTXentLoss(temperature=0.1)",
+}
 
 STEP = """
 import re, sys, time
 from pathlib import Path
 import torch
-from cosloss import nt_xent_loss
+exec(sys.argv[2])
 
 def peak():  # ru_maxrss would start at the parent's
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 z1, z2 = (torch.randn(int(sys.argv[1]) // 2, 128, requires_grad=True) for _ in range(2))
 small = [torch.randn(64, 128, requires_grad=True) for _ in range(2)]
-nt_xent_loss(*small, 0.1).backward()  # libraries allocate at their first use
+loss(*small).backward()  # libraries allocate at their first use
 before = peak()
 start = time.perf_counter()
-nt_xent_loss(z1, z2, 0.1).backward()
+loss(z1, z2).backward()
 print(time.perf_counter() - start, peak() - before)
 """
+
+Point = tuple[int, float, float]  # rows, seconds, MiB
 
 
 def show_growth(plot: Path) -> None:
     """Print and plot seconds and MiB over the number of rows."""
-    found = []
     print("\nnt_xent_loss, one step in a fresh process, gradients included in the memory")
-    print(f"{'rows 2N':>10}{'seconds':>10}{'MiB':>10}{'MiB per 1000 rows':>20}{'matrix MiB':>12}")
-    for rows in ROWS:
-        out = subprocess.run(
-            [sys.executable, "-c", STEP, str(rows)], capture_output=True, text=True, check=True
-        ).stdout
-        seconds, memory = map(float, out.split())
-        found.append((rows, seconds, memory))
-        matrix = rows**2 * 4 / 2**20
-        print(
-            f"{rows:>10}{seconds:>10.2f}{memory:>10.0f}{1e3 * memory / rows:>20.2f}{matrix:>12.0f}"
-        )
+    print(f"{'':<16}{'rows 2N':>10}{'seconds':>10}{'MiB':>10}{'KiB per row':>13}{'matrix MiB':>12}")
+    found: dict[str, list[Point]] = {}
+    for name, source in CONTENDERS.items():
+        sizes = [n for n in ROWS if name == "cosloss" or n <= LARGEST_OF_RIVALS]
+        found[name] = [_measured(rows, source) for rows in sizes]
+        for rows, seconds, memory in found[name]:
+            print(
+                f"{name:<16}{rows:>10}{seconds:>10.2f}{memory:>10.0f}{1024 * memory / rows:>13.2f}"
+                f"{_matrix(rows):>12.0f}"
+            )
     _draw(found, plot)
     print(f"plot: {plot}")
 
 
-def _draw(found: list[tuple[int, float, float]], plot: Path) -> None:
+def _measured(rows: int, source: str) -> Point:
+    command = [sys.executable, "-c", STEP, str(rows), source]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    seconds, memory = map(float, out.split())
+    return rows, seconds, memory
+
+
+def _matrix(rows: int) -> float:
+    return rows**2 * 4 / 2**20
+
+
+def _draw(found: dict[str, list[Point]], plot: Path) -> None:
     from matplotlib.figure import Figure
 
-    rows, seconds, memory = zip(*found, strict=True)
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
-    time_axes.loglog(rows, seconds, "o-", base=2)
+    for name, points in found.items():
+        rows, seconds, memory = zip(*points, strict=True)
+        time_axes.loglog(rows, seconds, "o-", base=2, label=name)
+        memory_axes.loglog(rows, memory, "o-", base=2, label=name)
     time_axes.set(xlabel="rows 2N", ylabel="seconds, forward and backward")
-    memory_axes.loglog(rows, memory, "o-", base=2, label="cosloss")
-    matrix = [n**2 * 4 / 2**20 for n in rows]
-    memory_axes.loglog(rows, matrix, "--", base=2, label="the similarity matrix alone")
+    memory_axes.loglog(
+        ROWS, [_matrix(n) for n in ROWS], "--", base=2, label="one similarity matrix"
+    )
     memory_axes.set(xlabel="rows 2N", ylabel="MiB")
     memory_axes.legend()
     figure.savefig(plot, dpi=150)
