@@ -31,8 +31,8 @@ from experiments.benchmarks.measure import (
 
 COLUMNS = 128
 PLOT = Path("benchmark_contrastive.png")
-# how often one full product of the similarity matrix is spent: by ours where the matrix is symmetric
-# (half for the similarities, one for the gradient), and else
+# how often one full product of the similarity matrix is spent: by ours where the matrix is
+# symmetric (half for the similarities, one for the gradient), and else
 G_SYMMETRIC, G_FULL = 1.5, 3.0
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -64,7 +64,7 @@ def _matrix(rows: int) -> float:
 def _draw(found: dict[str, list[Point]], plot: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     for name, points in found.items():
         rows, seconds, memory = zip(*points, strict=True)
@@ -75,5 +75,5 @@ def _draw(found: dict[str, list[Point]], plot: Path) -> None:
         ROWS, [_matrix(n) for n in ROWS], "--", base=2, label="one similarity matrix"
     )
     memory_axes.set(xlabel="rows 2N", ylabel="MiB")
-    memory_axes.legend()
+    figure.legend(*memory_axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(plot, dpi=150)
