@@ -33,7 +33,8 @@ class TwoViews(nn.Module):
         saturation: likewise.
         hue: likewise, at most 0.5.
         grayscale: probability.
-        blur: probability of a 3 x 3 Gaussian blur with sigma from 0.1 to 2.
+        blur: probability of a Gaussian blur with sigma from 0.1 to 2.
+        blur_kernel: side of its kernel, odd.
         noise: standard deviation of Gaussian noise added to half of the views; white is 1.
         standardize_each: each image to mean 0 and variance 1, which takes its brightness and
             contrast away; else the fixed map from [0, 1] to [-1, 1].
@@ -58,6 +59,7 @@ class TwoViews(nn.Module):
         hue: float = 0.0,
         grayscale: float = 0.0,
         blur: float = 0.0,
+        blur_kernel: int = 3,
         noise: float = 0.0,
         standardize_each: bool = False,
     ) -> None:
@@ -84,7 +86,7 @@ class TwoViews(nn.Module):
         if grayscale:
             steps.append(K.RandomGrayscale(p=grayscale))
         if blur:
-            steps.append(K.RandomGaussianBlur((3, 3), (0.1, 2.0), p=blur))
+            steps.append(K.RandomGaussianBlur((blur_kernel, blur_kernel), (0.1, 2.0), p=blur))
         if noise:
             steps.append(K.RandomGaussianNoise(std=noise, p=0.5))
         self.steps = nn.Sequential(*steps)

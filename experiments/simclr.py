@@ -1,9 +1,10 @@
-"""SimCLR (Chen et al., 2020) as a LightningModule, for any loss with the call loss(z1, z2).
+"""SimCLR (Chen et al., 2020) as a LightningModule, for any loss(z1, z2) or loss(z1, z2, labels).
 
 Shapes: images (B, 3, H, W) uint8, features (B, F), embeddings z1 and z2 (B, D).
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from experiments import probes
 from experiments.augmentation import TwoViews
+from experiments.errors import UserError
 from experiments.schedules import warmup_cosine
 
 
@@ -22,7 +24,8 @@ class SimCLR(L.LightningModule):
         encoder: maps normalised images to features; has `num_features`.
         projection_head: called with the number of features; returns what maps them to embeddings.
         views: augments uint8 images into two normalised views, on the training device.
-        loss: called with the embeddings of the two views; returns a scalar.
+        loss: called with the embeddings of the two views, and with the labels if its forward has a
+            parameter of that name; returns a scalar.
         optimizer: called with parameter groups; returns the optimizer.
         warmup_epochs: linear warm-up of the learning rate; a cosine to zero follows.
         knn_k: neighbours of the k-NN evaluation.
@@ -50,7 +53,7 @@ class SimCLR(L.LightningModule):
         self.knn = {"k": knn_k, "temperature": knn_temperature}
         self._features: list[Tensor] = []
         # so that a hyperparameter that either refuses is refused before anything is written
-        loss(torch.eye(2), torch.eye(2))
+        self._loss(torch.eye(2), torch.eye(2), torch.arange(2))
         optimizer([nn.Parameter(torch.zeros(2))])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,13 +61,13 @@ class SimCLR(L.LightningModule):
         return self.encoder(self.views.normalize(images).to(self.dtype))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self._contrast(batch["image"])
+        loss = self._contrast(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images = batch["image"]
-        self.log("val/loss", self._contrast(images), batch_size=len(images), sync_dist=True)
+        self.log("val/loss", self._contrast(batch), batch_size=len(images), sync_dist=True)
         self._features.append(self(images))
 
     def on_validation_epoch_end(self) -> None:
@@ -127,10 +130,20 @@ class SimCLR(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _contrast(self, images: Tensor) -> Tensor:
-        views = self.views(images)
+    def _contrast(self, batch: Mapping[str, Tensor]) -> Tensor:
+        views = self.views(batch["image"])
         z1, z2 = self.projection_head(self.encoder(torch.cat(views))).chunk(2)
-        return self.loss(z1, z2)
+        return self._loss(z1, z2, batch.get("label"))
+
+    def _loss(self, z1: Tensor, z2: Tensor, labels: Tensor | None) -> Tensor:
+        if "labels" not in inspect.signature(self.loss.forward).parameters:
+            return self.loss(z1, z2)
+        if labels is None:
+            raise UserError(
+                f"{type(self.loss).__name__} needs labels, and the images have none: "
+                "sort them into class folders, or choose a loss without labels"
+            )
+        return self.loss(z1, z2, labels)
 
     def _pop_features(self) -> Tensor:
         features = torch.cat([part.float().cpu() for part in self._features])

@@ -18,7 +18,10 @@ LOSSES = {
     ),
     "weight": lambda a, b, t, ids, **k: functional.nt_xent_loss(a, b, t, weight=ids + 0.5, **k),
     "in_batch_cosine": lambda a, b, t, ids, **k: (
-        t * functional.in_batch_cosine_embedding_loss(a, b, -0.1, ignore=ids, **k)
+        t
+        * functional.in_batch_cosine_embedding_loss(
+            a, b, -0.1, negative_weight=3.0, ignore=ids, **k
+        )
     ),
     "info_nce": lambda a, b, t, ids, **k: functional.info_nce_loss(a, b, t, **k),
     "symmetric": lambda a, b, t, ids, **k: functional.info_nce_loss(

@@ -23,13 +23,14 @@ def in_batch_cosine_embedding_loss(
     margin: float = 0.0,
     reduction: str = "mean",
     *,
+    negative_weight: float = 1.0,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """Cosine embedding loss in which every row has one positive and all other rows as negatives.
 
-    l_i = 1 - S_i,pos(i) + mean_j max(0, S_ij - margin)
+    l_i = 1 - S_i,pos(i) + negative_weight mean_j max(0, S_ij - margin)
 
     over the 2N rows of z1 and z2, S their cosine similarities, j over row i's negatives. Memory is
     O(N D).
@@ -39,6 +40,7 @@ def in_batch_cosine_embedding_loss(
         z2: (N, D), row i a second view of row i of z1.
         margin: similarity up to which a negative costs nothing, in [-1, 1].
         reduction: "none" gives (2N,), z1's rows first; "sum" and "mean" are over those.
+        negative_weight: positive.
         ignore: (N,), one group id per item; items of the same group are not negatives.
         weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
         gather_distributed: take negatives from all processes of the default group, whose batches
@@ -52,7 +54,8 @@ def in_batch_cosine_embedding_loss(
 
     Raises:
         TypeError: an input is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch is empty, margin or reduction is invalid.
+        ValueError: shapes do not match, the batch is empty, margin, reduction or negative_weight is
+            invalid.
 
     Example:
         >>> z = torch.eye(2)
@@ -64,6 +67,8 @@ def in_batch_cosine_embedding_loss(
     check_reduction(reduction)
     if not -1 <= margin <= 1:
         raise ValueError(f"margin must be in [-1, 1]; got {margin}")
+    if not negative_weight > 0:
+        raise ValueError(f"negative_weight must be positive; got {negative_weight}")
     check_views(z1, z2)
     n = z1.shape[0]
     check_groups(ignore, n)
@@ -77,7 +82,7 @@ def in_batch_cosine_embedding_loss(
         u,
         None,
         _distance(*u.view(2, n, -1).unbind()).repeat(2),
-        CosineEmbedding(margin, _negatives(n, ignore, everyone)),
+        CosineEmbedding(margin, _negatives(n, ignore, everyone) / negative_weight),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
         like=z,

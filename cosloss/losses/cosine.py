@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,7 +38,8 @@ class CosineEmbeddingLoss(nn.Module):
     """Cosine embedding loss: see `cosloss.functional.cosine_embedding_loss`.
 
     `loss(input1, input2, target)` is torch's. `loss(z1, z2)` is the in-batch form of contrastive
-    training; with `gather_distributed` its negatives come from all processes.
+    training, see `cosloss.functional.in_batch_cosine_embedding_loss`: `negative_weight` is of that
+    form alone, and with `gather_distributed` its negatives come from all processes.
 
     Example:
         >>> import torch
@@ -47,11 +49,17 @@ class CosineEmbeddingLoss(nn.Module):
     """
 
     def __init__(
-        self, margin: float = 0.0, reduction: str = "mean", *, gather_distributed: bool = False
+        self,
+        margin: float = 0.0,
+        reduction: str = "mean",
+        *,
+        negative_weight: float = 1.0,
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         self.margin = margin
         self.reduction = reduction
+        self.negative_weight = negative_weight
         self.gather_distributed = gather_distributed
 
     def forward(
@@ -67,7 +75,12 @@ class CosineEmbeddingLoss(nn.Module):
                 input2,
                 self.margin,
                 self.reduction,
+                negative_weight=self.negative_weight,
                 gather_distributed=self.gather_distributed,
+            )
+        if self.negative_weight != 1:
+            raise ValueError(
+                "negative_weight is of the form without a target: with one, give each pair's weight"
             )
         return functional.cosine_embedding_loss(
             input1, input2, target, self.margin, self.reduction, weight
@@ -75,9 +88,16 @@ class CosineEmbeddingLoss(nn.Module):
 
     def reference(self) -> Callable[..., Tensor]:
         """This module's twin in plain autograd torch operations."""
-        return partial(
-            reference.cosine_embedding_loss, margin=self.margin, reduction=self.reduction
-        )
+        own: dict[str, Any] = {"margin": self.margin, "reduction": self.reduction}
+
+        def twin(z1: Tensor, z2: Tensor, target: Tensor | None = None, **more: Any) -> Tensor:
+            if target is not None:
+                return reference.cosine_embedding_loss(z1, z2, target, **own, **more)
+            in_batch = reference.in_batch_cosine_embedding_loss
+            return in_batch(z1, z2, **own, negative_weight=self.negative_weight, **more)
+
+        return twin
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, reduction={self.reduction!r}"
+        weight = "" if self.negative_weight == 1 else f", negative_weight={self.negative_weight}"
+        return f"margin={self.margin}, reduction={self.reduction!r}{weight}"

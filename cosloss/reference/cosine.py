@@ -55,10 +55,11 @@ def in_batch_cosine_embedding_loss(
     margin: float = 0.0,
     reduction: str = "mean",
     *,
+    negative_weight: float = 1.0,
     ignore: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """1 - similarity of row i's positive, and the mean over its negatives of the hinge."""
+    """1 - similarity of row i's positive, and the weighted mean over its negatives of the hinge."""
     n = z1.shape[0]
     u = unit_rows(torch.cat([z1, z2]))
     similarity = u @ u.T
@@ -67,5 +68,5 @@ def in_batch_cosine_embedding_loss(
     negative = (groups != groups[:, None]).tile(2, 2)
     hinge = torch.relu(similarity - margin) * negative
     loss = 1 - similarity[row, (row + n) % (2 * n)]
-    loss = loss + hinge.sum(1) / negative.sum(1).clamp_min(1)
+    loss = loss + negative_weight * hinge.sum(1) / negative.sum(1).clamp_min(1)
     return reduce(loss if weight is None else loss * weight.repeat(2), reduction)

@@ -90,8 +90,8 @@ OPS = (
         _generic(
             _views,
             {"margin": 0.1, "reduction": "none"},
-            {"margin": -0.4},
-            {"ignore": GROUPS, "weight": WEIGHT},
+            {"margin": -0.4, "negative_weight": 4.0},
+            {"ignore": GROUPS, "weight": WEIGHT, "negative_weight": 0.5},
         ),
         _hard(_views, lambda rows: {"margin": -0.2, "reduction": "none"}),
     ),

@@ -2,11 +2,12 @@
 
 import argparse
 
-from experiments.benchmarks import contrastive, cosine
+from experiments.benchmarks import contrastive, cosine, throughput
 
 SUITES = {
     "contrastive": contrastive.run,
     "cosine": cosine.run,
+    "throughput": throughput.run,
 }
 
 

@@ -28,9 +28,14 @@ class Part:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device) -> "Part":
+        """The same on that device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Part(self.images.to(device), labels)
+
 
 class Batches:
-    """Batches of a part, cut by indexing, which needs no worker processes.
+    """Batches of a part, cut by indexing where it lies, which needs no worker processes.
 
     Not a torch DataLoader, so that Lightning leaves the order of the rows alone.
 
@@ -50,6 +55,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for index in self.order():
+            index = index.to(self.part.images.device, non_blocking=True)
             rows = self.part[index]
             batch = {"image": rows.images, "index": index}
             yield batch if rows.labels is None else batch | {"label": rows.labels}
@@ -66,6 +72,8 @@ class ImageData(L.LightningDataModule, ABC):
     that a resumed run, within an epoch too, sees what the run before it would have seen. With
     several processes each trains on its share of the rows, batch_size at a time, and each evaluates
     all.
+
+    Training images are copied to the GPU that trains where they fit in half of its free memory.
 
     Args:
         batch_size: rows of a batch, per process.
@@ -100,10 +108,11 @@ class ImageData(L.LightningDataModule, ABC):
         self.train_images, self.train_labels = train.images, train.labels
         self.val_images, self.val_labels = val.images, val.labels
         self.test_images, self.test_labels = test.images, test.labels
-        self._check_batch_size(len(train))
+        self._check_batch_size()
 
     def train_dataloader(self) -> Batches:
-        return Batches(self._part(0), self._shuffled, self._batches_per_epoch())
+        part = self._part(0)
+        return Batches(part.to(self._home(part)), self._shuffled, self._batches_per_epoch())
 
     def val_dataloader(self) -> Batches:
         return self._in_order(self._part(1))
@@ -116,6 +125,18 @@ class ImageData(L.LightningDataModule, ABC):
         assert self._parts is not None
         return self._parts[number]
 
+    def _home(self, part: Part) -> torch.device:
+        cpu = torch.device("cpu")
+        device = cpu if self.trainer is None else self.trainer.strategy.root_device
+        if device.type != "cuda":
+            return cpu
+        free, _ = torch.cuda.mem_get_info(device)
+        return device if part.images.nbytes <= free / 2 else cpu
+
+    def _rows(self) -> int:
+        """How many images train."""
+        return len(self.train_images)
+
     def _in_order(self, part: Part) -> Batches:
         order = torch.arange(len(part)).split(self.batch_size)
         return Batches(part, lambda: order, len(order))
@@ -125,7 +146,7 @@ class ImageData(L.LightningDataModule, ABC):
         rank = 0 if self.trainer is None else self.trainer.global_rank
         (mixed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed))
-        order = torch.randperm(len(self._part(0)), generator=generator)
+        order = torch.randperm(self._rows(), generator=generator)
         mine = order[rank :: self._processes()]
         return mine.split(self.batch_size)[self._batches_done() : self._batches_per_epoch()]
 
@@ -136,13 +157,13 @@ class ImageData(L.LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
     def _batches_per_epoch(self) -> int:
-        return len(self._part(0)) // self._processes() // self.batch_size
+        return self._rows() // self._processes() // self.batch_size
 
     def _processes(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
-    def _check_batch_size(self, rows: int) -> None:
-        rows_each = rows // self._processes()
+    def _check_batch_size(self) -> None:
+        rows_each = self._rows() // self._processes()
         if self.batch_size > rows_each:
             raise UserError(
                 f"data.batch_size={self.batch_size} is more than the {rows_each} training images"

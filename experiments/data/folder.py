@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from experiments.data.base import ImageData, Part, split
+from experiments.data.base import Batches, ImageData, Part, split
+from experiments.data.decoding import DecodedBatches
 from experiments.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -45,6 +46,11 @@ class ImageFolder(ImageData):
     An image that cannot be decoded is left out with a warning that names it; a last warning counts
     them. Files whose names do not end as an image's are not looked at.
 
+    With `workers`, for folders too large to be decoded first, each training batch is decoded anew,
+    by so many threads, while the batches before it train; an image that cannot be decoded is then
+    replaced by another of its batch. `train_images`, which the probes look at, are as many as
+    max_memory_gb holds, drawn at random.
+
     Args:
         root: the folder.
         batch_size: rows of a batch, per process.
@@ -52,6 +58,9 @@ class ImageFolder(ImageData):
         image_size: height and width.
         max_memory_gb: images that need more than this many GB decoded lie in a temporary file
             mapped into memory instead of in memory; TMPDIR chooses its disk.
+        workers: threads that decode training images as they are needed; 0 decodes all first.
+        train_per_class: train on so many images of each class, drawn at random; all without it.
+        eval_per_class: likewise for validation and test.
     """
 
     def __init__(
@@ -61,20 +70,42 @@ class ImageFolder(ImageData):
         seed: int = 0,
         image_size: int = 64,
         max_memory_gb: float = 4.0,
+        workers: int = 0,
+        train_per_class: int | None = None,
+        eval_per_class: int | None = None,
     ) -> None:
         super().__init__(batch_size, seed, image_size)
         self.root = Path(root)
         self.max_memory_gb = max_memory_gb
+        self.workers = workers
+        self.per_class = train_per_class, eval_per_class, eval_per_class
 
     def load(self) -> tuple[Part, Part, Part]:
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is not a folder: name one that holds images")
-        files = self._split()
+        parts = zip(self._split(), self.per_class, strict=True)
+        files = [part if n is None else _drawn(part, n) for part, n in parts]
+        if self.workers:
+            train = _in_random_order(files[0])
+            self.train_files = train
+            held = max(int(self.max_memory_gb * 1e9) // (3 * self.image_size**2), 1)
+            files[0] = train[torch.arange(min(held, len(train)))]
         train, val, test = (self._decoded(part) for part in files)
         found, read = sum(map(len, files)), len(train) + len(val) + len(test)
         if read < found:
             warnings.warn(f"left out {found - read} of {found} images", stacklevel=2)
         return train, val, test
+
+    def train_dataloader(self) -> Batches | DecodedBatches:
+        if not self.workers:
+            return super().train_dataloader()
+        self.setup()
+        files, decode = self.train_files, self._decode
+        rows = self._shuffled, self._batches_per_epoch()
+        return DecodedBatches(files.paths, files.labels, decode, *rows, self.workers)
+
+    def _rows(self) -> int:
+        return len(self.train_files) if self.workers else super()._rows()
 
     def _split(self) -> tuple[Files, Files, Files]:
         pool = self.root / "train"
@@ -150,6 +181,22 @@ class ImageFolder(ImageData):
                     "or choose a smaller data.image_size"
                 ) from error
             return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def _in_random_order(files: Files) -> Files:
+    return files[torch.randperm(len(files), generator=torch.Generator().manual_seed(0))]
+
+
+def _drawn(files: Files, per_class: int) -> Files:
+    """So many of each class, the same in every run."""
+    if files.labels is None:
+        raise UserError("data.train_per_class and eval_per_class need images in class folders")
+    files = _in_random_order(files)
+    rows = [(files.labels == label).nonzero()[:per_class, 0] for label in files.labels.unique()]
+    fewest = min(map(len, rows))
+    if fewest < per_class:
+        raise UserError(f"{per_class} images of each class are wanted; one class has {fewest}")
+    return files[torch.cat(rows)]
 
 
 def _class_names(pool: Path) -> list[str] | None:

@@ -16,7 +16,7 @@ from experiments.errors import UserError
 class TorchvisionData(ImageData):
     """A labelled data set of torchvision's, resized to image_size.
 
-    Its training part gives a tenth to validation, the same tenth in every run; its test part is
+    Its training part gives a share to validation, the same images in every run; its test part is
     the test part.
 
     Args:
@@ -24,16 +24,25 @@ class TorchvisionData(ImageData):
         seed: of the order of the training rows.
         root: the folder that holds the files, or that they are downloaded to.
         image_size: height and width.
+        val_share: of the training part that is held out for validation.
     """
 
     files: tuple[str, ...]
     source: str
 
     def __init__(
-        self, batch_size: int, seed: int = 0, root: str = "data", image_size: int = 32
+        self,
+        batch_size: int,
+        seed: int = 0,
+        root: str = "data",
+        image_size: int = 32,
+        val_share: float = 0.1,
     ) -> None:
         super().__init__(batch_size, seed, image_size)
+        if not 0 <= val_share < 1:
+            raise UserError(f"data.val_share must be in [0, 1); got {val_share}")
         self.root = Path(root)
+        self.val_share = val_share
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Part, list[str]]:
@@ -45,7 +54,7 @@ class TorchvisionData(ImageData):
     def load(self) -> tuple[Part, Part, Part]:
         pool, self.class_names = self._found(lambda: self.read(train=True))
         test, _ = self._found(lambda: self.read(train=False))
-        train, val = split(len(pool), 0.9, 0.1)
+        train, val = split(len(pool), 1 - self.val_share, self.val_share)
         return pool[train], pool[val], test
 
     def _found(self, read: Callable[[], tuple[Part, list[str]]]) -> tuple[Part, list[str]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.data import RandomImages, ScatteredDigits
+from experiments.data.base import Part
 from experiments.errors import UserError
 from experiments.probes import knn_accuracy
 
@@ -18,6 +19,7 @@ def training_rows(data, epoch=0, rank=0, processes=1, batches_done=0):
         current_epoch=epoch,
         global_rank=rank,
         world_size=processes,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
     return torch.cat([batch["index"] for batch in data.train_dataloader()]).tolist()
@@ -181,3 +183,18 @@ def test_a_batch_larger_than_the_data_is_refused():
 def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         RandomImages(**arguments)
+
+
+@pytest.mark.parametrize(("free", "home"), [(2, "cuda"), (1.9, "cpu")])
+def test_training_images_lie_on_the_gpu_where_they_fit_in_half_of_its_memory(
+    monkeypatch, free, home
+):
+    data = RandomImages(batch_size=8, num_images=250, image_size=4)
+    training_rows(data)
+    data.trainer.strategy.root_device = torch.device("cuda")
+    size = data.train_images.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * size, 100 * size))
+    moved = []
+    monkeypatch.setattr(Part, "to", lambda part, device: moved.append(device.type) or part)
+    data.train_dataloader()
+    assert moved == [home]

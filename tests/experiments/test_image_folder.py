@@ -1,5 +1,7 @@
 """Folders of images: layouts, broken images, memory."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,71 @@ def test_a_root_without_images_is_refused(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as raised:
         folder(root)
     assert message.startswith("2") or str(root) in str(raised.value)
+
+
+def test_so_many_of_each_class_are_drawn_alike_in_every_run(tmp_path):
+    for i in range(20):
+        write(tmp_path / "train" / "a" / f"{i}.png", i)
+        write(tmp_path / "train" / "b" / f"{i}.png", 100 + i)
+        write(tmp_path / "test" / "a" / f"{i}.png", 50 + i)
+        write(tmp_path / "test" / "b" / f"{i}.png", 200 + i)
+    arguments = {"train_per_class": 5, "eval_per_class": 1}
+    data, again = folder(tmp_path, **arguments), folder(tmp_path, seed=7, **arguments)
+    for part, rows in (("train", 5), ("val", 1), ("test", 1)):
+        labels, images = getattr(data, f"{part}_labels"), getattr(data, f"{part}_images")
+        assert labels.tolist() == [0] * rows + [1] * rows
+        assert images.equal(getattr(again, f"{part}_images"))
+        values = images[:, 0, 0, 0].tolist()
+        assert len(set(values)) == 2 * rows
+        bright = 200 if part == "test" else 100
+        assert labels.tolist() == [int(value >= bright) for value in values]
+
+
+def test_more_of_each_class_than_there_are_is_refused(classes, tmp_path):
+    with pytest.raises(UserError, match="9 images of each class are wanted; one class has 7"):
+        folder(classes, train_per_class=9)
+    for i in range(5):
+        write(tmp_path / "flat" / f"{i}.png")
+    with pytest.raises(UserError, match="need images in class folders"):
+        folder(tmp_path / "flat", train_per_class=1)
+
+
+def test_images_decoded_as_they_are_needed_are_those_decoded_first(classes):
+    first, needed = folder(classes), folder(classes, workers=3)
+    assert len(needed.train_dataloader()) == len(first.train_dataloader()) == 8
+    seen = []
+    for batch in needed.train_dataloader():
+        assert batch["image"].shape == (2, 3, 8, 8)
+        assert batch["image"].equal(needed.train_images[batch["index"]])
+        assert batch["label"].equal((batch["image"][:, 0, 0, 0] >= 200).long())
+        seen += batch["image"][:, 0, 0, 0].tolist()
+    assert sorted(seen) == sorted(first.train_images[:, 0, 0, 0].tolist())
+
+
+def test_decoded_as_needed_only_what_the_memory_holds_is_kept(classes):
+    data = folder(classes, workers=1, max_memory_gb=5.5 * 3 * 8**2 / 1e9)
+    assert len(data.train_images) == len(data.train_labels) == 5
+    assert len(data.val_images) == 2
+    rows = torch.cat([batch["index"] for batch in data.train_dataloader()])
+    assert sorted(rows.tolist()) == list(range(16))
+
+
+def test_a_broken_image_of_a_batch_is_named_and_replaced_by_another_of_the_batch(classes):
+    data = folder(classes, workers=1, batch_size=4)
+    broken = data.train_files.paths[3]
+    broken.write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match="left out") as warned:
+        batches = list(data.train_dataloader())
+    assert [str(broken) in str(warning.message) for warning in warned] == [True]
+    rows = torch.cat([batch["index"] for batch in batches]).tolist()
+    assert len(rows) == 16
+    assert sorted(set(rows)) == [i for i in range(16) if i != 3]
+
+
+def test_a_pass_left_before_its_end_stops_the_threads(classes):
+    data = folder(classes, workers=2)
+    before = threading.active_count()
+    for _ in data.train_dataloader():
+        assert threading.active_count() > before
+        break
+    assert threading.active_count() == before

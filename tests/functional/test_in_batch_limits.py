@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cosloss import (
+    CosineEmbeddingLoss,
     InfoNCELoss,
     NTXentLoss,
     SigmoidContrastiveLoss,
@@ -142,6 +143,11 @@ def test_bad_input_is_named():
             "takes no ignore",
         ),
         (lambda: functional.in_batch_cosine_embedding_loss(z1, z2, 1.5), r"\[-1, 1\]; got 1.5"),
+        (lambda: CosineEmbeddingLoss(negative_weight=0)(z1, z2), "must be positive; got 0"),
+        (
+            lambda: CosineEmbeddingLoss(negative_weight=2.0)(z1, z2, torch.ones(4)),
+            "give each pair's weight",
+        ),
         (lambda: NTXentLoss(temperature=0.0), "must be positive; got 0.0"),
     )
     for call, message in bad:
@@ -168,6 +174,17 @@ def test_modules_learn_the_temperature(module):
     torch.testing.assert_close(
         torch.autograd.grad(ours, parameters), torch.autograd.grad(twin, parameters)
     )
+
+
+def test_cosine_module_hands_its_weight_on():
+    z1, z2 = views(6, 5)
+    module = CosineEmbeddingLoss(-0.2, negative_weight=3.0)
+    plain = CosineEmbeddingLoss(-0.2)
+    torch.testing.assert_close(module(z1, z2), module.reference()(z1, z2))
+    assert module(z1, z2) > plain(z1, z2)
+    target = torch.tensor([1, -1, 1, -1, 1, -1])
+    torch.testing.assert_close(plain(z1, z2, target), plain.reference()(z1, z2, target))
+    assert repr(module) == "CosineEmbeddingLoss(margin=-0.2, reduction='mean', negative_weight=3.0)"
 
 
 def test_sup_con_counts_the_rows_it_leaves_out():

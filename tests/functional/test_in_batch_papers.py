@@ -85,14 +85,15 @@ def sigmoid(z1, z2):
     return losses
 
 
-def in_batch_cosine(z1, z2, margin, groups):
+def in_batch_cosine(z1, z2, margin, groups, negative_weight):
     z = [*z1, *z2]
     n = len(z1)
     losses = []
     for i in range(2 * n):
         negatives = [j for j in range(2 * n) if groups[j % n] != groups[i % n]]
         hinges = [max(0.0, cosine(z[i], z[j]) - margin) for j in negatives]
-        losses.append(1 - cosine(z[i], z[(i + n) % (2 * n)]) + sum(hinges) / len(hinges))
+        positive = 1 - cosine(z[i], z[(i + n) % (2 * n)])
+        losses.append(positive + negative_weight * sum(hinges) / len(hinges))
     return losses
 
 
@@ -153,12 +154,13 @@ def test_sigmoid():
     close(ours, sigmoid(z1.tolist(), z2.tolist()))
 
 
-def test_in_batch_cosine():
+@pytest.mark.parametrize("negative_weight", [1.0, 4.0])
+def test_in_batch_cosine(negative_weight):
     z1, z2 = rows(0), rows(1)
     ours = functional.in_batch_cosine_embedding_loss(
-        z1, z2, 0.1, "none", ignore=torch.tensor(GROUPS)
+        z1, z2, 0.1, "none", negative_weight=negative_weight, ignore=torch.tensor(GROUPS)
     )
-    close(ours, in_batch_cosine(z1.tolist(), z2.tolist(), 0.1, GROUPS))
+    close(ours, in_batch_cosine(z1.tolist(), z2.tolist(), 0.1, GROUPS, negative_weight))
 
 
 @pytest.mark.parametrize("n", [1, 2, 37])

@@ -15,12 +15,12 @@ from cosloss.kernels.eager.totals import Sums
 class CosineEmbedding(TileLoss):
     """Positives pulled to similarity 1, negatives pushed below the margin.
 
-    negatives: M, a number or one per row, at least 1.
+    negatives: M, a number or one per row; their number over their weight.
     """
 
     linear = True
 
-    def __init__(self, margin: float, negatives: int | Tensor) -> None:
+    def __init__(self, margin: float, negatives: float | Tensor) -> None:
         self.margin = margin
         self.negatives = negatives
 

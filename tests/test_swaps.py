@@ -1,0 +1,86 @@
+"""The swaps that docs/using-the-losses.md shows, made in each library's own training loop."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+PAGE = Path(__file__).parents[1] / "docs" / "using-the-losses.md"
+
+# as in lightly's examples/pytorch/simclr.py
+LIGHTLY = """
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+
+torch.manual_seed(0)
+backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 16), torch.nn.ReLU())
+model = torch.nn.Sequential(backbone, SimCLRProjectionHead(16, 16, 8))
+dataloader = [((torch.randn(12, 3, 4, 4), torch.randn(12, 3, 4, 4)), None) for _ in range(5)]
+criterion = NTXentLoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+curve = []
+for batch in dataloader:
+    x0, x1 = batch[0]
+    z0 = model(x0)
+    z1 = model(x1)
+    loss = criterion(z0, z1)
+    curve.append(loss.detach())
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+# its trainers.MetricLossOnly
+METRIC_LEARNING = """
+import torch
+from pytorch_metric_learning import trainers
+from pytorch_metric_learning.losses import SupConLoss
+
+torch.manual_seed(0)
+trunk, embedder = torch.nn.Linear(12, 16), torch.nn.Linear(16, 8)
+rows = [(torch.randn(12), i % 4) for i in range(64)]
+curve = []
+trainers.MetricLossOnly(
+    models={"trunk": trunk, "embedder": embedder},
+    optimizers={"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.1)},
+    batch_size=16,
+    loss_funcs={"metric_loss": SupConLoss(temperature=0.1)},
+    dataset=rows,
+    data_device=torch.device("cpu"),
+    dataloader_num_workers=0,
+    end_of_iteration_hook=lambda t: curve.append(t.losses["total_loss"].detach()),
+).train(num_epochs=2)
+"""
+
+
+def swapped(source, name):
+    """The source with the page's removed line replaced by its added ones."""
+    (diff,) = re.findall(rf"<!-- swap: {name} -->\n```diff\n(.*?)```", PAGE.read_text(), re.S)
+    (old,) = re.findall("^-(.*)$", diff, re.M)
+    new = "\n".join(re.findall(r"^\+(.*)$", diff, re.M))
+    assert source.count(f"\n{old}\n") == 1
+    return source.replace(f"\n{old}\n", f"\n{new}\n")
+
+
+def curve(source):
+    scope = {}
+    exec(source, scope)
+    return torch.stack(scope["curve"])
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("lightly", LIGHTLY), ("pytorch_metric_learning", METRIC_LEARNING)],
+    ids=["lightly", "pytorch_metric_learning"],
+)
+def test_the_swap_leaves_the_loop_and_the_curve(name, source):
+    pytest.importorskip(name, reason=f"{name} is in the [bench] extra")
+    ours = swapped(source, name)
+    assert "from cosloss import" in ours
+    theirs = curve(source)
+    assert theirs.std() > 1e-3  # it moves
+    # float32, over the steps' accumulated roundings
+    torch.testing.assert_close(curve(ours), theirs, rtol=1e-4, atol=1e-5)
