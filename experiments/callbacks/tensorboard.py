@@ -1,6 +1,7 @@
-"""What a run shows in TensorBoard beside its scalars: configuration, views, embedding, metrics."""
+"""What a run shows in TensorBoard beside its scalars: configuration, pictures, embedding."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,7 +9,11 @@ import torch
 import torchvision
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from matplotlib.figure import Figure
+
+from experiments import pictures
+from experiments.data import ImageData
+from experiments.evaluation import Evaluation
 
 CHOICES = ("seed", "loss.", "optimizer.", "data.batch_size", "trainer.max_epochs")
 
@@ -22,7 +27,9 @@ def writer_of(trainer: L.Trainer):
 
 
 class TensorBoardPictures(L.Callback):
-    """The module's hyperparameters, a grid of view pairs and the test set's embedding.
+    """The module's hyperparameters, view pairs, nearest neighbours, confusion matrix, embedding.
+
+    The pictures lie in the logger's folder too, as pictures/*.png.
 
     Args:
         pairs: how many pairs of views the grid shows.
@@ -32,8 +39,10 @@ class TensorBoardPictures(L.Callback):
     def __init__(self, pairs: int = 16, embedding_images: int = 1000) -> None:
         self.pairs = pairs
         self.embedding_images = embedding_images
+        self._trained = False
 
     def on_train_start(self, trainer, module) -> None:
+        self._trained = True
         if (writer := writer_of(trainer)) is None:
             return
         text = yaml.safe_dump(dict(module.hparams), sort_keys=False)
@@ -42,30 +51,54 @@ class TensorBoardPictures(L.Callback):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             views = module.views(images)
-        writer.add_image("views", view_grid(*views), trainer.global_step)
+        grid = pictures.view_grid(*views)
+        writer.add_image("views", grid, trainer.global_step)
+        torchvision.utils.save_image(grid, _folder(trainer) / "views.png")
 
     def on_test_end(self, trainer, module) -> None:
         if (writer := writer_of(trainer)) is None:
             return
+        for name, figure in evaluation_figures(trainer.datamodule, module.evaluation).items():
+            figure.savefig(_folder(trainer) / f"{name}.png")
+            writer.add_figure(name, figure, trainer.global_step)
         data, n = trainer.datamodule, self.embedding_images
-        images, labels = data.test_images[:n], data.test_labels
+        names = data.class_names
         writer.add_embedding(
-            module.test_features[:n],
-            metadata=None if labels is None else [str(label) for label in labels[:n].tolist()],
-            label_img=images.float() / 255,
+            module.evaluation.features[:n].cpu(),
+            metadata=None if names is None else [names[i] for i in data.test_labels[:n].tolist()],
+            label_img=data.test_images[:n].float() / 255,
             global_step=trainer.global_step,
             tag="test_features",
         )
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        # run_name "." keeps them in this run: the default makes a run of its own
-        writer.add_hparams(choices(module.hparams), metrics, run_name=".")
+        if self._trained:
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            # run_name "." keeps them in this run: the default makes a run of its own
+            writer.add_hparams(choices(module.hparams), metrics, run_name=".")
         writer.flush()
 
 
-def view_grid(view1: Tensor, view2: Tensor) -> Tensor:
-    """Pairs of views side by side, (3, height, width) in [0, 1]."""
-    pairs = torch.stack([view1, view2], dim=1).flatten(0, 1).float().cpu()
-    return torchvision.utils.make_grid(pairs, nrow=8, normalize=True, scale_each=False, padding=1)
+def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
+    """The nearest neighbours and, where there are labels, the confusion matrix."""
+    names, shown, rows = data.class_names, evaluation.shown, evaluation.neighbours
+    images = data.test_images[shown], data.train_images[rows]
+    if names is None or evaluation.predicted is None:
+        return {"nearest_neighbours": pictures.neighbour_figure(*images)}
+    labels = data.test_labels[shown]
+    same = data.train_labels[rows] == labels[:, None]
+    return {
+        "nearest_neighbours": pictures.neighbour_figure(
+            *images, [names[i] for i in labels.tolist()], same
+        ),
+        "confusion_matrix": pictures.confusion_figure(
+            data.test_labels, evaluation.predicted, names
+        ),
+    }
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    folder = Path(trainer.log_dir) / "pictures"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def choices(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
