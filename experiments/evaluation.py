@@ -43,7 +43,9 @@ def evaluate(
         k: neighbours of the k-NN vote.
         temperature: of its weights exp(similarity / temperature).
     """
-    shown = torch.linspace(0, len(test_features) - 1, min(SHOWN, len(test_features))).long()
+    shown = spread(len(test_features), SHOWN)
+    if data.test_labels is not None:  # one of each class, where they are ten of equal size
+        shown = data.test_labels.cpu().argsort(stable=True)[shown]
     neighbours = probes.nearest(train_features, test_features[shown], NEIGHBOURS)[1].cpu()
     if data.num_classes is None:
         return Evaluation(test_features, shown, neighbours, {}, None)
@@ -64,3 +66,14 @@ def evaluate(
         ),
     }
     return Evaluation(test_features, shown, neighbours, scores, predicted.cpu())
+
+
+def spread(rows: int, n: int) -> Tensor:
+    """Numbers of n rows spread evenly, or of all where there are fewer.
+
+    Example:
+        >>> spread(10, 2), spread(2, 10)
+        (tensor([2, 7]), tensor([0, 1]))
+    """
+    n = min(n, rows)
+    return ((torch.arange(n) + 0.5) * rows / n).long()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-import torchvision
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
@@ -11,10 +11,21 @@ from torch import Tensor
 SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (255, 255, 255)  # told apart by the colour-blind
 
 
-def view_grid(view1: Tensor, view2: Tensor) -> Tensor:
-    """Pairs of views side by side, (3, height, width) in [0, 1]."""
-    pairs = torch.stack([view1, view2], dim=1).flatten(0, 1).float().cpu()
-    return torchvision.utils.make_grid(pairs, nrow=8, normalize=True, scale_each=False, padding=1)
+def view_figure(images: Tensor, view1: Tensor, view2: Tensor) -> Figure:
+    """Images in the first row, their two views below.
+
+    Args:
+        images: (N, 3, H, W), uint8.
+        view1: (N, 3, H, W), floating point at any scale.
+        view2: likewise.
+    """
+    views = torch.stack([view1, view2]).float().cpu()
+    # without the tails, or one pixel's noise would take all contrast away
+    low, high = (views.flatten().kthvalue(_rank(views, share)).values for share in (0.005, 0.995))
+    shown = (255 * (views - low) / (high - low)).clamp(0, 255).to(torch.uint8)
+    figure, axes, _ = _tiles(torch.cat([images.cpu()[None], shown]))
+    axes.set_yticks(axes.get_yticks(), ["image", "view 1", "view 2"])
+    return figure
 
 
 def neighbour_figure(
@@ -31,28 +42,13 @@ def neighbour_figure(
         names: each query's class.
         same: (Q, K), whether the neighbour's class is the query's.
     """
-    tiles = torch.cat([queries[:, None], neighbours], dim=1)
-    rows, columns, _, height, width = tiles.shape
-    frame = max(1, height // 16)
-    pitch_y, pitch_x = height + 4 * frame, width + 4 * frame
-    canvas = torch.full((rows * pitch_y, columns * pitch_x, 3), 255, dtype=torch.uint8)
-    for i in range(rows):
-        for j in range(columns):
-            colour = PLAIN
-            if same is not None and j > 0:
-                colour = SAME if same[i, j - 1] else OTHER
-            y, x = i * pitch_y + frame, j * pitch_x + frame
-            outer = canvas[y : y + height + 2 * frame, x : x + width + 2 * frame]
-            outer[:] = torch.tensor(colour, dtype=torch.uint8)
-            outer[frame:-frame, frame:-frame] = tiles[i, j].permute(1, 2, 0)
-    figure = Figure(figsize=(0.8 * columns + 1, 0.8 * rows + 0.6), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(canvas.numpy(), interpolation="nearest")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_yticks([(i + 0.5) * pitch_y for i in range(rows)], names or [""] * rows)
-    places = [(j + 0.5) * pitch_x for j in range(columns)]
-    axes.set_xticks(places, ["test image", *map(str, range(1, columns))])
+    frames = None
+    if same is not None:
+        frames = [[PLAIN, *(SAME if is_same else OTHER for is_same in row)] for row in same]
+    figure, axes, columns = _tiles(torch.cat([queries[:, None], neighbours], dim=1).cpu(), frames)
+    if names is not None:
+        axes.set_yticks(axes.get_yticks(), names)
+    axes.set_xticks(columns, ["test image", *map(str, range(1, len(columns)))])
     axes.xaxis.tick_top()
     title = "nearest training images"
     if same is not None:
@@ -67,7 +63,7 @@ def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) ->
     figure = Figure(figsize=(size, size), dpi=120, layout="constrained")
     axes = figure.subplots()
     longest = max(map(len, names))
-    ConfusionMatrixDisplay.from_predictions(
+    display = ConfusionMatrixDisplay.from_predictions(
         labels.numpy(),
         predicted.numpy(),
         labels=range(len(names)),
@@ -82,5 +78,37 @@ def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) ->
         colorbar=False,
         ax=axes,
     )
+    if display.text_ is not None:
+        for text, share in zip(display.text_.flat, display.confusion_matrix.flat, strict=True):
+            text.set(color="white" if share > 0.5 else "black", visible=share >= 0.005)
     axes.set_title("linear probe on the test part, share of each true class", fontsize="medium")
     return figure
+
+
+def _tiles(
+    images: Tensor, frames: Sequence[Sequence[tuple[int, int, int]]] | None = None
+) -> tuple[Figure, Axes, list[float]]:
+    """Images (R, C, 3, H, W) in rows and columns, with a tick per row; the columns' centres."""
+    rows, columns, _, height, width = images.shape
+    frame = max(1, height // 16)
+    pitch_y, pitch_x = height + 4 * frame, width + 4 * frame
+    canvas = torch.full((rows * pitch_y, columns * pitch_x, 3), 255, dtype=torch.uint8)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = i * pitch_y + frame, j * pitch_x + frame
+            tile = canvas[y : y + height + 2 * frame, x : x + width + 2 * frame]
+            if frames is not None:
+                tile[:] = torch.tensor(frames[i][j], dtype=torch.uint8)
+            tile[frame:-frame, frame:-frame] = images[i, j].permute(1, 2, 0)
+    figure = Figure(figsize=(0.8 * columns + 1, 0.8 * rows + 0.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(canvas.numpy(), interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_yticks([(i + 0.5) * pitch_y for i in range(rows)], [""] * rows)
+    axes.set_xticks([])
+    return figure, axes, [(j + 0.5) * pitch_x for j in range(columns)]
+
+
+def _rank(values: Tensor, share: float) -> int:
+    return 1 + round(share * (values.numel() - 1))

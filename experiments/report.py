@@ -49,7 +49,7 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     """Print the table, where things lie and the command that opens TensorBoard."""
     table = Table(show_header=False)
     for name, title in ROWS.items():
-        table.add_row(title, _percent(results[name]))
+        table.add_row(title, percent(results[name]))
     if "gradient_checks/run" in results:
         table.add_row("gradient checks", _checks(results))
     minutes, seconds = divmod(round(results["wall_seconds"]), 60)
@@ -61,7 +61,7 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     print(f"look at it:  tensorboard --logdir {logs}")
 
 
-def _percent(accuracy: float | None) -> str:
+def percent(accuracy: float | None) -> str:
     if accuracy is None or math.isnan(accuracy):
         return "not measured: the data has no labels"
     return f"{100 * accuracy:.1f} %"

@@ -6,14 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-import torchvision
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from experiments import pictures
 from experiments.data import ImageData
-from experiments.evaluation import Evaluation
+from experiments.evaluation import Evaluation, spread
 
 CHOICES = ("seed", "loss.", "optimizer.", "data.batch_size", "trainer.max_epochs")
 
@@ -32,11 +31,11 @@ class TensorBoardPictures(L.Callback):
     The pictures lie in the logger's folder too, as pictures/*.png.
 
     Args:
-        pairs: how many pairs of views the grid shows.
+        pairs: how many images are shown with their views.
         embedding_images: at most so many test images in the embedding projector.
     """
 
-    def __init__(self, pairs: int = 16, embedding_images: int = 1000) -> None:
+    def __init__(self, pairs: int = 12, embedding_images: int = 1000) -> None:
         self.pairs = pairs
         self.embedding_images = embedding_images
         self._trained = False
@@ -47,20 +46,18 @@ class TensorBoardPictures(L.Callback):
             return
         text = yaml.safe_dump(dict(module.hparams), sort_keys=False)
         writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
-        images = trainer.datamodule.train_images[: self.pairs].to(module.device)
+        images = trainer.datamodule.train_images
+        images = images[spread(len(images), self.pairs)].to(module.device)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             views = module.views(images)
-        grid = pictures.view_grid(*views)
-        writer.add_image("views", grid, trainer.global_step)
-        torchvision.utils.save_image(grid, _folder(trainer) / "views.png")
+        self._add(trainer, writer, "views", pictures.view_figure(images, *views))
 
     def on_test_end(self, trainer, module) -> None:
         if (writer := writer_of(trainer)) is None:
             return
         for name, figure in evaluation_figures(trainer.datamodule, module.evaluation).items():
-            figure.savefig(_folder(trainer) / f"{name}.png")
-            writer.add_figure(name, figure, trainer.global_step)
+            self._add(trainer, writer, name, figure)
         data, n = trainer.datamodule, self.embedding_images
         names = data.class_names
         writer.add_embedding(
@@ -75,6 +72,12 @@ class TensorBoardPictures(L.Callback):
             # run_name "." keeps them in this run: the default makes a run of its own
             writer.add_hparams(choices(module.hparams), metrics, run_name=".")
         writer.flush()
+
+    def _add(self, trainer: L.Trainer, writer: Any, name: str, figure: Figure) -> None:
+        folder = Path(trainer.log_dir) / "pictures"
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{name}.png")
+        writer.add_figure(name, figure, trainer.global_step)
 
 
 def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
@@ -93,12 +96,6 @@ def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Fig
             data.test_labels, evaluation.predicted, names
         ),
     }
-
-
-def _folder(trainer: L.Trainer) -> Path:
-    folder = Path(trainer.log_dir) / "pictures"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def choices(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

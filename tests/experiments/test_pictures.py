@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from experiments.pictures import OTHER, SAME, confusion_figure, neighbour_figure, view_grid
+from experiments.pictures import OTHER, SAME, confusion_figure, neighbour_figure, view_figure
 
 
 def drawn(figure):
@@ -54,8 +54,14 @@ def test_confusion_has_true_classes_in_rows_as_shares():
     assert axes.get_ylabel() == "True label"
 
 
-def test_view_pairs_are_neighbours():
-    first, second = torch.zeros(4, 3, 5, 5), torch.ones(4, 3, 5, 5)
-    grid = view_grid(first, second)
-    middles = grid[0, 3, 3::6]  # tiles of 5 with padding 1
-    assert middles.tolist() == [0, 1] * 4
+def test_views_lie_below_their_image_without_the_tails():
+    images = torch.full((3, 3, 8, 8), 40, dtype=torch.uint8)
+    dark, bright = -2 * torch.ones(3, 3, 8, 8), 3 * torch.ones(3, 3, 8, 8)
+    dark[0, 0, 0, 0], bright[0, 0, 0, 0] = -1000, 1000
+    figure = view_figure(images, dark, bright)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["image", "view 1", "view 2"]
+    canvas = axes.images[0].get_array()
+    centres = [int(y) for y in axes.get_yticks()]
+    x = canvas.shape[1] // 2
+    assert [canvas[y, x].tolist() for y in centres] == [[40] * 3, [0] * 3, [255] * 3]
