@@ -119,6 +119,7 @@ class SimCLR(L.LightningModule):
     def _contrast(self, images: Tensor) -> Tensor:
         views = self.views(images)
         z1, z2 = self.projection_head(self.encoder(torch.cat(views))).chunk(2)
+        self.embeddings = z1.detach(), z2.detach()
         return self.loss(z1, z2)
 
     def _pop_features(self) -> Tensor:

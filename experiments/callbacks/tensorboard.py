@@ -10,10 +10,31 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
+from cosloss.callbacks.tensorboard import add_layout
 from experiments import pictures
 from experiments.data import ImageData
 from experiments.evaluation import Evaluation, spread
 
+LAYOUT = {
+    "training": {
+        "loss": ["Multiline", ["train/loss", "val/loss"]],
+        "k-NN accuracy on the validation part": ["Multiline", ["val/knn"]],
+        "learning rate": ["Multiline", ["train/learning_rate"]],
+        "images per second": ["Multiline", ["train/images_per_second"]],
+    },
+    "representation": {
+        "standard deviation: 0 where collapsed, 1 at random": [
+            "Multiline",
+            ["representation/embedding_std"],
+        ],
+        "effective rank: 1 where collapsed": ["Multiline", ["representation/effective_rank"]],
+        "alignment: squared distance of an image's views": [
+            "Multiline",
+            ["representation/alignment"],
+        ],
+        "uniformity: 0 where collapsed, -4 at random": ["Multiline", ["representation/uniformity"]],
+    },
+}
 CHOICES = ("seed", "loss.", "optimizer.", "data.batch_size", "trainer.max_epochs")
 
 
@@ -26,7 +47,7 @@ def writer_of(trainer: L.Trainer):
 
 
 class TensorBoardPictures(L.Callback):
-    """The module's hyperparameters, view pairs, nearest neighbours, confusion matrix, embedding.
+    """The configuration, the layout of the scalars, view pairs, nearest neighbours, embedding.
 
     The pictures lie in the logger's folder too, as pictures/*.png.
 
@@ -44,6 +65,7 @@ class TensorBoardPictures(L.Callback):
         self._trained = True
         if (writer := writer_of(trainer)) is None:
             return
+        add_layout(writer, LAYOUT)
         text = yaml.safe_dump(dict(module.hparams), sort_keys=False)
         writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
         images = trainer.datamodule.train_images
