@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import report
-from experiments.callbacks.checkpointing import AtomicCheckpointIO
+from experiments.callbacks.checkpointing import AtomicCheckpointIO, remove_unfinished
 from experiments.callbacks.interruption import CheckpointOnSignal
 from experiments.command_line import USER_ERRORS, one_line_errors
 from experiments.config_types import check_types
@@ -79,6 +79,7 @@ def build(
         sync_batchnorm=config.trainer.sync_batchnorm and torch.cuda.is_available(),
     )
     if trainer.is_global_zero:
+        remove_unfinished(run.checkpoints)
         OmegaConf.save(config, run.path / "config.yaml", resolve=True)
     return trainer, model, data, checkpoint
 

@@ -88,6 +88,8 @@ def load_run(arguments: Sequence[str]) -> SavedRun:
     for key, value in values.items():
         OmegaConf.update(config, key, value)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    resolved.pop("out")
     check_types(resolved)
     return SavedRun(path, config, checkpoint["state_dict"], checkpoint["global_step"])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from cosloss.replay import replay
@@ -131,6 +132,7 @@ MISTAKES = {
     "unknown experiment": (["experiment=nothing"], ["nothing", "simclr_smoke"]),
     "unknown loss": ([SMOKE, "loss=nothing"], ["nothing", "cosine_embedding", "nt_xent"]),
     "unknown key": ([SMOKE, "trainer.max_epoch=3"], ["max_epoch"]),
+    "unknown added key": ([SMOKE, "+foo.bar=1"], ["no setting foo", "optimizer"]),
     "wrong type": ([SMOKE, "trainer.max_epochs=many"], ["trainer.max_epochs", "many"]),
     "wrong type of the seed": ([SMOKE, "seed=abc"], ["seed", "abc"]),
     "temperature": ([SMOKE, "loss=nt_xent", "loss.temperature=-0.1"], ["temperature", "-0.1"]),
@@ -216,6 +218,43 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_killed_amid_a_checkpoint_and_resumed_leaves_nothing_unfinished(train, tmp_path):
+    """A process that dies by SIGKILL within torch.save, then a second one that resumes."""
+    run = tmp_path / "run"
+    assert train(SMOKE, "trainer.max_epochs=1", f"hydra.run.dir={run}").status == 0
+    before = (run / "checkpoints/last.ckpt").read_bytes()
+    code = """
+import os, signal, sys, torch
+from pathlib import Path
+from experiments.callbacks.checkpointing import AtomicCheckpointIO
+
+def killed(checkpoint, file):
+    file.write(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = killed
+AtomicCheckpointIO().save_checkpoint({}, Path(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", code, str(run / "checkpoints/last.ckpt")]
+    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
+    assert (run / "checkpoints/last.ckpt").read_bytes() == before
+    assert len(list((run / "checkpoints").glob(".*"))) == 1
+    (run / "checkpoints/.mine.tmp").touch()
+    assert train(SMOKE, f"hydra.run.dir={run}", "ckpt_path=last").status == 0
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == [".mine.tmp", "best.ckpt", "last.ckpt"]
+
+
+def test_max_time_ends_the_run_with_results(train, tmp_path):
+    run = tmp_path / "run"
+    time_limit = "trainer.max_epochs=10000", "trainer.max_time=00:00:00:03"
+    assert train(SMOKE, *time_limit, "callbacks=no_checks", f"hydra.run.dir={run}").status == 0
+    results = json.loads((run / "results.json").read_text())
+    assert 0 < results["epochs"] < 10000
+    assert results["test/knn"] is not None
+    assert results["wall_seconds"] < 60
+
+
 @pytest.mark.parametrize("loss", ["cosine_embedding", "nt_xent"])
 def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, loss):
     # in float64 and without AdamW's division, which makes much of a rounding in a small gradient
@@ -249,4 +288,12 @@ def test_broken_gradient_is_stopped_in_three_lines(train, tmp_path):
 def test_multirun(train, tmp_path):
     run = train("-m", SMOKE, "loss=cosine_embedding,nt_xent", "seed=1,2", "trainer.max_epochs=1")
     assert run.status == 0, run.err
-    assert len(list(tmp_path.rglob("results.json"))) == 4
+    found = sorted(path.parent for path in tmp_path.rglob("results.json"))
+    assert [path.name for path in found] == ["0", "1", "2", "3"]
+    configs = [yaml.safe_load((path / "config.yaml").read_text()) for path in found]
+    assert [(c["loss"]["_target_"].rpartition(".")[2], c["seed"]) for c in configs] == [
+        ("CosineEmbeddingLoss", 1),
+        ("CosineEmbeddingLoss", 2),
+        ("NTXentLoss", 1),
+        ("NTXentLoss", 2),
+    ]
