@@ -1,5 +1,6 @@
 """Train and evaluate: compose -> build -> fit -> test. `python train.py --help` lists settings."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -25,19 +26,22 @@ CONFIGS = str(Path(__file__).parent / "configs")
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float:
+    """Returns the last val/score, for a sweep that looks for the best."""
     started = time.perf_counter()
     run = RunDirectory(HydraConfig.get().runtime.output_dir)
     with one_line_errors(run, (*USER_ERRORS, ValueError, TypeError)):
         trainer, model, data, checkpoint = build(config, run)
     with one_line_errors(run, USER_ERRORS):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        score = float(trainer.callback_metrics.get("val/score", math.nan))
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
             results = report.scores_of(model.evaluation, config)
             results |= report.training_of(trainer, time.perf_counter() - started)
             report.write(results, run.results)
             report.show(results, {"checkpoint": run.last}, run.path)
+    return score
 
 
 def build(

@@ -297,3 +297,28 @@ def test_multirun(train, tmp_path):
         ("NTXentLoss", 1),
         ("NTXentLoss", 2),
     ]
+
+
+def test_optuna_looks_for_the_best_score(train, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs cosloss[sweep]")
+    search = "sweep=optuna", "hydra.sweeper.n_trials=3", "seed=1", "loss.margin=interval(0, 0.5)"
+    run = train("-m", SMOKE, *search, "trainer.max_epochs=1", "callbacks=no_checks")
+    assert run.status == 0, run.err
+    (found,) = tmp_path.rglob("optimization_results.yaml")
+    best = yaml.safe_load(found.read_text())
+    trials = sorted(path.parent for path in tmp_path.rglob("results.json"))
+    assert [path.name for path in trials] == ["0", "1", "2"]
+    settings, scores = [], []
+    for path in trials:
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        settings.append((config["optimizer"]["lr"], config["loss"]["margin"]))
+        checkpoint = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
+        (state,) = (state for name, state in checkpoint["callbacks"].items() if "val/score" in name)
+        scores.append(float(state["best_model_score"]))
+    assert len(set(settings)) == 3
+    assert all(1e-4 <= lr <= 1e-1 and 0 <= margin <= 0.5 for lr, margin in settings)
+    assert best["best_value"] == pytest.approx(max(scores))
+    parameters = best["best_params"]
+    assert (parameters["optimizer.lr"], parameters["loss.margin"]) == settings[
+        scores.index(max(scores))
+    ]
