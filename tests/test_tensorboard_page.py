@@ -49,7 +49,11 @@ def test_the_layout_tells_training_representation_and_gradients(page):
 
 
 def test_pictures(page, smoke_run):
-    assert set(page.Tags()["images"]) >= {"views", "nearest_neighbours", "confusion_matrix"}
+    assert set(page.Tags()["images"]) >= {
+        "augmentation/views",
+        "evaluation/nearest_neighbours",
+        "evaluation/confusion_matrix",
+    }
     for name in ("views", "nearest_neighbours", "confusion_matrix"):
         assert (smoke_run / f"pictures/{name}.png").stat().st_size > 5000
 
@@ -66,7 +70,16 @@ def test_hyperparameters_go_with_the_final_metrics(page):
     assert {"test/knn", "test/linear"} <= set(page.Tags()["scalars"])
     metadata = page.SummaryMetadata("_hparams_/session_start_info")
     session = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
-    assert {"seed", "loss.margin", "optimizer.lr"} <= set(session.session_start_info.hparams)
+    assert set(session.session_start_info.hparams) == {
+        "data.batch_size",
+        "loss",
+        "loss.margin",
+        "optimizer",
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "seed",
+        "trainer.max_epochs",
+    }
     experiment = page.SummaryMetadata("_hparams_/experiment")
     found = plugin_data_pb2.HParamsPluginData.FromString(experiment.plugin_data.content)
     assert "test/knn" in {info.name.tag for info in found.experiment.metric_infos}

@@ -35,7 +35,8 @@ LAYOUT = {
         "uniformity: 0 where collapsed, -4 at random": ["Multiline", ["representation/uniformity"]],
     },
 }
-CHOICES = ("seed", "loss.", "optimizer.", "data.batch_size", "trainer.max_epochs")
+CHOICES = ("seed", "loss", "optimizer", "data.batch_size", "trainer.max_epochs")
+DULL = ("_partial_", "gather_distributed")
 
 
 def writer_of(trainer: L.Trainer):
@@ -73,13 +74,13 @@ class TensorBoardPictures(L.Callback):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             views = module.views(images)
-        self._add(trainer, writer, "views", pictures.view_figure(images, *views))
+        self._add(trainer, writer, "augmentation/views", pictures.view_figure(images, *views))
 
     def on_test_end(self, trainer, module) -> None:
         if (writer := writer_of(trainer)) is None:
             return
-        for name, figure in evaluation_figures(trainer.datamodule, module.evaluation).items():
-            self._add(trainer, writer, name, figure)
+        for tag, figure in evaluation_figures(trainer.datamodule, module.evaluation).items():
+            self._add(trainer, writer, tag, figure)
         data, n = trainer.datamodule, self.embedding_images
         names = data.class_names
         writer.add_embedding(
@@ -95,11 +96,11 @@ class TensorBoardPictures(L.Callback):
             writer.add_hparams(choices(module.hparams), metrics, run_name=".")
         writer.flush()
 
-    def _add(self, trainer: L.Trainer, writer: Any, name: str, figure: Figure) -> None:
+    def _add(self, trainer: L.Trainer, writer: Any, tag: str, figure: Figure) -> None:
         folder = Path(trainer.log_dir) / "pictures"
         folder.mkdir(exist_ok=True)
-        figure.savefig(folder / f"{name}.png")
-        writer.add_figure(name, figure, trainer.global_step)
+        figure.savefig(folder / f"{tag.rpartition('/')[2]}.png")
+        writer.add_figure(tag, figure, trainer.global_step)
 
 
 def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
@@ -107,25 +108,38 @@ def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Fig
     names, shown, rows = data.class_names, evaluation.shown, evaluation.neighbours
     images = data.test_images[shown], data.train_images[rows]
     if names is None or evaluation.predicted is None:
-        return {"nearest_neighbours": pictures.neighbour_figure(*images)}
+        return {"evaluation/nearest_neighbours": pictures.neighbour_figure(*images)}
     labels = data.test_labels[shown]
     same = data.train_labels[rows] == labels[:, None]
     return {
-        "nearest_neighbours": pictures.neighbour_figure(
+        "evaluation/nearest_neighbours": pictures.neighbour_figure(
             *images, [names[i] for i in labels.tolist()], same
         ),
-        "confusion_matrix": pictures.confusion_figure(
+        "evaluation/confusion_matrix": pictures.confusion_figure(
             data.test_labels, evaluation.predicted, names
         ),
     }
 
 
-def choices(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What runs are told apart by, as one flat table: `seed`, `loss.margin`, `optimizer.lr` …"""
+def choices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are told apart by, as one flat table.
+
+    Example:
+        >>> loss = {"_target_": "cosloss.NTXentLoss", "temperature": 0.5}
+        >>> choices({"seed": 1, "loss": loss, "name": "simclr"})
+        {'seed': 1, 'loss': 'NTXentLoss', 'loss.temperature': 0.5}
+    """
+    flat = _flat(config)
+    return {name: value for name, value in flat.items() if name.startswith(CHOICES)}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= choices(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif key == "_target_":
+            flat[prefix.removesuffix(".")] = value.rpartition(".")[2]
+        elif key not in DULL and isinstance(value, bool | int | float | str):
             flat[prefix + key] = value
-    return {name: value for name, value in flat.items() if prefix or name.startswith(CHOICES)}
+    return flat
