@@ -49,6 +49,9 @@ def main(arguments: list[str]) -> None:
 
 def export(run: SavedRun, out: Path) -> None:
     """Write the three files to the folder `out`, whole or not at all."""
+    encoder = run.config.model.encoder
+    if encoder.get("compile"):
+        encoder.compile = False  # what torch.compile has made cannot be exported
     model = run.model().float()
     features = Features(model.encoder, model.views).eval()
     size = run.config.data.image_size
@@ -59,7 +62,9 @@ def export(run: SavedRun, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.mkdir(parents=True)
     try:
-        (temporary / "encoder.safetensors").write_bytes(save(model.encoder.state_dict()))
+        # in the usual layout: safetensors has no other
+        parameters = {n: p.contiguous() for n, p in model.encoder.state_dict().items()}
+        (temporary / "encoder.safetensors").write_bytes(save(parameters))
         torch.export.save(program, temporary / "encoder.pt2")
         (temporary / "README.md").write_text(model_card.write(run, model.encoder, images))
         check(temporary, run, features)
