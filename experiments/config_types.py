@@ -12,14 +12,19 @@ from beartype.door import is_bearable
 from experiments.errors import UserError
 
 TOP_LEVEL = {"name": str, "seed": int, "debug": bool, "ckpt_path": str | None, "log_root": str}
+GROUPS = {"data", "augmentation", "model", "loss", "optimizer", "callbacks", "trainer"}
 
 
 def check_types(config: Mapping[str, Any]) -> None:
-    """Raise UserError for the first value that its target's signature does not allow.
+    """Raise UserError for the first key that nothing reads, or value that no target allows.
 
     Args:
         config: resolved configuration; a mapping with `_target_` names a callable by its path.
     """
+    unknown = [key for key in config if key not in GROUPS and key not in TOP_LEVEL]
+    if unknown:
+        known = ", ".join(sorted(GROUPS | TOP_LEVEL.keys()))
+        raise UserError(f"there is no setting {unknown[0]}; there are {known}")
     _check(config, TOP_LEVEL, "")
     _check_targets(config, "")
 

@@ -9,18 +9,27 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
+from experiments.evaluation import Evaluation
+
 ROWS = {
     "test/knn": "test k-NN accuracy",
     "test/linear": "test linear-probe accuracy",
+    "test/linear_10_percent": "… with 10 % of the labels",
+    "test/linear_1_percent": "… with 1 % of the labels",
     "raw_pixels/knn": "raw pixels, k-NN accuracy",
 }
 
 
-def collect(trainer: L.Trainer, metrics: Mapping[str, float], seconds: float) -> dict:
-    """The figures of results.json; an accuracy that could not be measured is None."""
+def scores_of(evaluation: Evaluation, config: Mapping) -> dict:
+    """The evaluation's part of results.json; an accuracy that could not be measured is None."""
+    scores: dict = {name: evaluation.scores.get(name) for name in ROWS}
+    return scores | {"data": config["data"]["_target_"].rpartition(".")[2]}
+
+
+def training_of(trainer: L.Trainer, seconds: float) -> dict:
+    """The training's part of results.json."""
     checks = [c for c in trainer.callbacks if hasattr(c, "checks_run")]
     return {
-        **{name: metrics.get(name) for name in ROWS},
         "gradient_checks/run": sum(c.checks_run for c in checks),
         "gradient_checks/failed": sum(c.checks_failed for c in checks),
         "epochs": trainer.current_epoch,
@@ -36,22 +45,23 @@ def write(results: Mapping, path: Path) -> None:
     temporary.replace(path)
 
 
-def show(results: Mapping, checkpoint: Path, logs: Path) -> None:
-    """Print the table, the checkpoint's path and the command that opens TensorBoard."""
+def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
+    """Print the table, where things lie and the command that opens TensorBoard."""
     table = Table(show_header=False)
     for name, title in ROWS.items():
-        table.add_row(title, _percent(results[name]))
-    table.add_row("gradient checks", _checks(results))
+        table.add_row(title, percent(results[name]))
+    if "gradient_checks/run" in results:
+        table.add_row("gradient checks", _checks(results))
     minutes, seconds = divmod(round(results["wall_seconds"]), 60)
     table.add_row("wall time", f"{minutes} min {seconds:02d} s")
-    console = Console()
-    console.print(table)
+    Console().print(table)
     # plain prints: a path must stay on one line to be copied
-    print(f"checkpoint:  {checkpoint}")
+    for name, path in files.items():
+        print(f"{name + ':':<12} {path}")
     print(f"look at it:  tensorboard --logdir {logs}")
 
 
-def _percent(accuracy: float | None) -> str:
+def percent(accuracy: float | None) -> str:
     if accuracy is None or math.isnan(accuracy):
         return "not measured: the data has no labels"
     return f"{100 * accuracy:.1f} %"

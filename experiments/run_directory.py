@@ -1,12 +1,13 @@
 """A run's directory: what is in it, which run to resume, and the command that resumes it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.errors import UserError
 
@@ -34,11 +35,16 @@ class RunDirectory:
             self.path.rmdir()
 
     def find_checkpoint(self, ckpt_path: str, root: Path | str) -> Path:
-        """The file that ckpt_path names; "last" is this run's, else the newest run's below root."""
+        """The file that ckpt_path names; of a run's directory, its last checkpoint.
+
+        "last" is this run's last checkpoint, else that of the newest run below root.
+        """
         if ckpt_path != "last":
             path = Path(ckpt_path)
+            if path.is_dir():
+                path = RunDirectory(path).last
             if not path.is_file():
-                raise UserError(f"ckpt_path={ckpt_path}: there is no such file")
+                raise UserError(f"ckpt_path={ckpt_path}: there is no file {path}")
             return path
         if self.last.exists():
             return self.last
@@ -55,15 +61,22 @@ class RunDirectory:
         return shlex.join(["python", "train.py", *kept, *more])
 
 
-def check_checkpoint(path: Path, model: nn.Module) -> int:
-    """Raise UserError unless the checkpoint is whole and fits the model; returns its step."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint, on the CPU; raises UserError unless it is a whole one of this program."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state, step = checkpoint["state_dict"], checkpoint["global_step"]
+        missing = {"state_dict", "global_step", "hyper_parameters"} - checkpoint.keys()
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
     except Exception as error:
         raise UserError(
             f"{path} is not a whole checkpoint of this program: {_line(error)}"
         ) from error
+    return checkpoint
+
+
+def check_fits(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise UserError unless the model's parameters are those of the checkpoint at path."""
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
     different = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
@@ -73,7 +86,6 @@ def check_checkpoint(path: Path, model: nn.Module) -> int:
             f"{path} is from another model: {len(different)} of {len(ours)} parameters differ, "
             f"first {name} (here {ours.get(name)}, there {theirs.get(name)})"
         )
-    return step
 
 
 def _line(error: Exception) -> str:

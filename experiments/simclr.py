@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from experiments import probes
 from experiments.augmentation import TwoViews
 from experiments.errors import UserError
+from experiments.evaluation import Evaluation, evaluate
 from experiments.schedules import warmup_cosine
 
 
@@ -51,6 +52,7 @@ class SimCLR(L.LightningModule):
         self.make_optimizer = optimizer
         self.warmup_epochs = warmup_epochs
         self.knn = {"k": knn_k, "temperature": knn_temperature}
+        self.evaluation: Evaluation | None = None  # what the test found
         self._features: list[Tensor] = []
         # so that a hyperparameter that either refuses is refused before anything is written
         self._loss(torch.eye(2), torch.eye(2), torch.arange(2))
@@ -75,7 +77,9 @@ class SimCLR(L.LightningModule):
         if data.num_classes is None:
             score = -self.trainer.callback_metrics["val/loss"]
         else:
-            score = self._knn_accuracy(features, data.val_labels)
+            train_features = self.features(data.train_images)
+            labels, val_labels = (x.to(self.device) for x in (data.train_labels, data.val_labels))
+            score = probes.knn_accuracy(train_features, labels, features, val_labels, **self.knn)
             self.log("val/knn", score, prog_bar=True, sync_dist=True)
         # what best.ckpt is best at
         self.log("val/score", score, logger=False, sync_dist=True)
@@ -85,31 +89,16 @@ class SimCLR(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         data, features = self.trainer.datamodule, self._pop_features()
-        self.test_features = features
-        if data.num_classes is None:
-            return
         train_features = self.features(data.train_images)
-        raw_train, raw_test = (
-            images.flatten(1).float() / 255 for images in (data.train_images, data.test_images)
-        )
-        labels = data.train_labels, data.test_labels
-        self.log_dict(
-            {
-                "test/knn": self._knn_accuracy(features, labels[1], train_features),
-                "test/linear": probes.linear_probe(train_features, labels[0], features, labels[1]),
-                "raw_pixels/knn": probes.knn_accuracy(
-                    raw_train, labels[0], raw_test, labels[1], **self.knn
-                ),
-            },
-            sync_dist=True,
-        )
+        self.evaluation = evaluate(data, train_features, features, **self.knn)
+        self.log_dict(self.evaluation.scores, sync_dist=True)
 
     @torch.no_grad()
     def features(self, images: Tensor, chunk: int = 512) -> Tensor:
-        """Encoder features of many uint8 images, on the CPU, in evaluation mode."""
+        """Encoder features of many uint8 images, in evaluation mode."""
         training = self.training
         self.eval()
-        features = [self(part.to(self.device)).float().cpu() for part in images.split(chunk)]
+        features = [self(part.to(self.device)).float() for part in images.split(chunk)]
         self.train(training)
         return torch.cat(features)
 
@@ -133,6 +122,7 @@ class SimCLR(L.LightningModule):
     def _contrast(self, batch: Mapping[str, Tensor]) -> Tensor:
         views = self.views(batch["image"])
         z1, z2 = self.projection_head(self.encoder(torch.cat(views))).chunk(2)
+        self.embeddings = z1.detach(), z2.detach()
         return self._loss(z1, z2, batch.get("label"))
 
     def _loss(self, z1: Tensor, z2: Tensor, labels: Tensor | None) -> Tensor:
@@ -146,14 +136,6 @@ class SimCLR(L.LightningModule):
         return self.loss(z1, z2, labels)
 
     def _pop_features(self) -> Tensor:
-        features = torch.cat([part.float().cpu() for part in self._features])
+        features = torch.cat([part.float() for part in self._features])
         self._features.clear()
         return features
-
-    def _knn_accuracy(
-        self, features: Tensor, labels: Tensor, train_features: Tensor | None = None
-    ) -> float:
-        data = self.trainer.datamodule
-        if train_features is None:
-            train_features = self.features(data.train_images)
-        return probes.knn_accuracy(train_features, data.train_labels, features, labels, **self.knn)

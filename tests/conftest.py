@@ -1,7 +1,9 @@
-"""What several test files use: running train.py in this process."""
+"""What several test files use: running the programs in this process."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -16,17 +18,40 @@ class Run:
 
 
 @pytest.fixture
-def train(monkeypatch, capsys, tmp_path):
-    """train("experiment=simclr_smoke", ...) runs train.py with its logs below tmp_path."""
-    import train as program
+def in_process(capsys):
+    """in_process(main, *arguments) calls a program's main, and returns what it leaves."""
 
-    def run(*arguments: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"log_root={tmp_path}/logs"])
+    def run(main, *arguments) -> Run:
         status = 0
         try:
-            program.command_line()
+            main(*arguments)
         except SystemExit as leave:
             status = int(leave.code or 0)
         return Run(status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def train(monkeypatch, in_process, tmp_path):
+    """train("experiment=simclr_smoke", ...) runs train.py with its logs below tmp_path."""
+    import train as program
+
+    def run(*arguments: str) -> Run:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"log_root={tmp_path}/logs"])
+        return in_process(program.command_line)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> Path:
+    """The directory of a finished run of experiment=simclr_smoke, to be read only."""
+    directory = tmp_path_factory.mktemp("smoke") / "run"
+    subprocess.run(
+        [sys.executable, "train.py", "experiment=simclr_smoke", f"hydra.run.dir={directory}"],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+    )
+    return directory

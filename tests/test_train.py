@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cosloss.replay import replay
 from experiments.callbacks.checkpointing import AtomicCheckpointIO
@@ -131,6 +133,7 @@ MISTAKES = {
     "unknown experiment": (["experiment=nothing"], ["nothing", "simclr_smoke"]),
     "unknown loss": ([SMOKE, "loss=nothing"], ["nothing", "cosine_embedding", "nt_xent"]),
     "unknown key": ([SMOKE, "trainer.max_epoch=3"], ["max_epoch"]),
+    "unknown added key": ([SMOKE, "+foo.bar=1"], ["no setting foo", "optimizer"]),
     "wrong type": ([SMOKE, "trainer.max_epochs=many"], ["trainer.max_epochs", "many"]),
     "wrong type of the seed": ([SMOKE, "seed=abc"], ["seed", "abc"]),
     "temperature": ([SMOKE, "loss=nt_xent", "loss.temperature=-0.1"], ["temperature", "-0.1"]),
@@ -216,15 +219,66 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("loss", ["cosine_embedding", "nt_xent"])
-def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, loss):
+def test_killed_amid_a_checkpoint_and_resumed_leaves_nothing_unfinished(train, tmp_path):
+    """A process that dies by SIGKILL within torch.save, then a second one that resumes."""
+    run = tmp_path / "run"
+    assert train(SMOKE, "trainer.max_epochs=1", f"hydra.run.dir={run}").status == 0
+    before = (run / "checkpoints/last.ckpt").read_bytes()
+    code = """
+import os, signal, sys, torch
+from pathlib import Path
+from experiments.callbacks.checkpointing import AtomicCheckpointIO
+
+def killed(checkpoint, file):
+    file.write(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = killed
+AtomicCheckpointIO().save_checkpoint({}, Path(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", code, str(run / "checkpoints/last.ckpt")]
+    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
+    assert (run / "checkpoints/last.ckpt").read_bytes() == before
+    assert len(list((run / "checkpoints").glob(".*"))) == 1
+    (run / "checkpoints/.mine.tmp").touch()
+    assert train(SMOKE, f"hydra.run.dir={run}", "ckpt_path=last").status == 0
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == [".mine.tmp", "best.ckpt", "last.ckpt"]
+
+
+def test_max_time_ends_the_run_with_results(train, tmp_path):
+    run = tmp_path / "run"
+    time_limit = "trainer.max_epochs=10000", "trainer.max_time=00:00:00:03"
+    assert train(SMOKE, *time_limit, "callbacks=no_checks", f"hydra.run.dir={run}").status == 0
+    results = json.loads((run / "results.json").read_text())
+    assert 0 < results["epochs"] < 10000
+    assert results["test/knn"] is not None
+    assert results["wall_seconds"] < 60
+
+
+TWINS = sorted(path.stem for path in ROOT.glob("configs/loss/*_reference.yaml"))
+
+
+@pytest.mark.parametrize("twin_loss", TWINS)
+def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, twin_loss):
     # in float64 and without AdamW's division, which makes much of a rounding in a small gradient
-    exact = "trainer.precision=64-true", "optimizer=sgd"
-    for name in (loss, f"{loss}_reference"):
-        assert train(SMOKE, *exact, f"loss={name}", f"hydra.run.dir={tmp_path}/{name}").status == 0
-    ours, twin = weights(tmp_path / loss), weights(tmp_path / f"{loss}_reference")
+    exact = "trainer.precision=64-true", "optimizer=sgd", "callbacks=no_checks"
+    found, curves = [], []
+    for name in (twin_loss.removesuffix("_reference"), twin_loss):
+        run = tmp_path / name
+        assert train(SMOKE, *exact, f"loss={name}", f"hydra.run.dir={run}").status == 0
+        found.append({n.removeprefix("loss."): w for n, w in weights(run).items()})
+        events = EventAccumulator(str(run))
+        events.Reload()
+        curves.append([point.value for point in events.Scalars("train/loss")])
+    ours, twin = found
+    # the twin's parameters are those of the loss within it
+    twin = {name.removeprefix("loss."): weight for name, weight in twin.items()}
+    assert ours.keys() == twin.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], twin[name], rtol=1e-9, atol=1e-9)
+    assert len(curves[0]) == 8
+    assert curves[0] == pytest.approx(curves[1], rel=1.2e-7)  # recorded in float32
 
 
 @pytest.mark.parametrize("loss", sorted(path.stem for path in ROOT.glob("configs/loss/*.yaml")))
@@ -249,4 +303,37 @@ def test_broken_gradient_is_stopped_in_three_lines(train, tmp_path):
 def test_multirun(train, tmp_path):
     run = train("-m", SMOKE, "loss=cosine_embedding,nt_xent", "seed=1,2", "trainer.max_epochs=1")
     assert run.status == 0, run.err
-    assert len(list(tmp_path.rglob("results.json"))) == 4
+    found = sorted(path.parent for path in tmp_path.rglob("results.json"))
+    assert [path.name for path in found] == ["0", "1", "2", "3"]
+    configs = [yaml.safe_load((path / "config.yaml").read_text()) for path in found]
+    assert [(c["loss"]["_target_"].rpartition(".")[2], c["seed"]) for c in configs] == [
+        ("CosineEmbeddingLoss", 1),
+        ("CosineEmbeddingLoss", 2),
+        ("NTXentLoss", 1),
+        ("NTXentLoss", 2),
+    ]
+
+
+def test_optuna_looks_for_the_best_score(train, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs cosloss[sweep]")
+    search = "sweep=optuna", "hydra.sweeper.n_trials=3", "seed=1", "loss.margin=interval(0, 0.5)"
+    run = train("-m", SMOKE, *search, "trainer.max_epochs=1", "callbacks=no_checks")
+    assert run.status == 0, run.err
+    (found,) = tmp_path.rglob("optimization_results.yaml")
+    best = yaml.safe_load(found.read_text())
+    trials = sorted(path.parent for path in tmp_path.rglob("results.json"))
+    assert [path.name for path in trials] == ["0", "1", "2"]
+    settings, scores = [], []
+    for path in trials:
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        settings.append((config["optimizer"]["lr"], config["loss"]["margin"]))
+        checkpoint = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
+        (state,) = (state for name, state in checkpoint["callbacks"].items() if "val/score" in name)
+        scores.append(float(state["best_model_score"]))
+    assert len(set(settings)) == 3
+    assert all(1e-4 <= lr <= 1e-1 and 0 <= margin <= 0.5 for lr, margin in settings)
+    assert best["best_value"] == pytest.approx(max(scores))
+    parameters = best["best_params"]
+    assert (parameters["optimizer.lr"], parameters["loss.margin"]) == settings[
+        scores.index(max(scores))
+    ]

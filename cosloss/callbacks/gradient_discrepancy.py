@@ -74,7 +74,7 @@ class GradientDiscrepancyCallback(LossCheck):
         inputs = list(finding.report.inputs)
         if self._charted.get(name) != inputs:
             self._charted[name] = inputs
-            tensorboard.add_layout(writer, self._charted)
+            tensorboard.add_layout(writer, tensorboard.error_charts(self._charted))
         # a figure takes as long as the check: at the 1st, 2nd, 4th, 8th ... check, and failures
         power_of_two = self.checks_run & (self.checks_run - 1) == 0
         tensorboard.add_row_errors(

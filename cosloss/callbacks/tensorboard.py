@@ -1,6 +1,7 @@
 """What a comparison of gradients shows on TensorBoard beside its scalars."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,21 +12,37 @@ from cosloss.gradient_check.report import GradientReport, row_norms
 LOWEST = 1e-20  # an exact row, on a logarithmic axis
 
 
-def add_layout(writer: Any, charts: dict[str, list[str]]) -> None:
-    """One page of custom scalars: per input the analytic and autograd errors in one chart."""
+_layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
+def add_layout(writer: Any, categories: dict[str, Any]) -> None:
+    """Add categories of charts to the writer's page of custom scalars.
+
+    A writer's own `add_custom_scalars` replaces the page that is there; this keeps its other
+    categories.
+
+    Args:
+        writer: a torch.utils.tensorboard.SummaryWriter.
+        categories: as `add_custom_scalars` takes them: {category: {chart: [kind, [tag, ...]]}}.
+    """
+    layout = _layouts.setdefault(writer, {})
+    layout.update(categories)
+    writer.add_custom_scalars(layout)
+
+
+def error_charts(losses: dict[str, list[str]]) -> dict[str, Any]:
+    """Per loss a category, per input a chart with the analytic and the autograd error."""
     errors = ("analytic_vs_float64", "autograd_vs_float64")
-    writer.add_custom_scalars(
-        {
-            f"gradient of {loss}": {
-                f"{name}: error against float64": [
-                    "Multiline",
-                    [f"gradient_discrepancy/{loss}/{name}/{error}" for error in errors],
-                ]
-                for name in [*inputs, "value"]
-            }
-            for loss, inputs in charts.items()
+    return {
+        f"gradient of {loss}": {
+            f"{name}: error against float64": [
+                "Multiline",
+                [f"gradient_discrepancy/{loss}/{name}/{error}" for error in errors],
+            ]
+            for name in [*inputs, "value"]
         }
-    )
+        for loss, inputs in losses.items()
+    }
 
 
 def add_row_errors(

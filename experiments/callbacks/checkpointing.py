@@ -10,6 +10,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from experiments.errors import UserError
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove from a run's folder what a kill amid a checkpoint's writing has left there."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write to a temporary name in the same folder, flush it to disk, and rename.
 

@@ -1,16 +1,42 @@
-"""What a run shows in TensorBoard beside its scalars: configuration, views, embedding, metrics."""
+"""What a run shows in TensorBoard beside its scalars: configuration, pictures, embedding."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torchvision
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from matplotlib.figure import Figure
 
-CHOICES = ("seed", "loss.", "optimizer.", "data.batch_size", "trainer.max_epochs")
+from cosloss.callbacks.tensorboard import add_layout
+from experiments import pictures
+from experiments.data import ImageData
+from experiments.evaluation import Evaluation, spread
+
+LAYOUT = {
+    "training": {
+        "loss": ["Multiline", ["train/loss", "val/loss"]],
+        "k-NN accuracy on the validation part": ["Multiline", ["val/knn"]],
+        "learning rate": ["Multiline", ["train/learning_rate"]],
+        "images per second": ["Multiline", ["train/images_per_second"]],
+    },
+    "representation": {
+        "standard deviation: 0 where collapsed, 1 at random": [
+            "Multiline",
+            ["representation/embedding_std"],
+        ],
+        "effective rank: 1 where collapsed": ["Multiline", ["representation/effective_rank"]],
+        "alignment: squared distance of an image's views": [
+            "Multiline",
+            ["representation/alignment"],
+        ],
+        "uniformity: 0 where collapsed, -4 at random": ["Multiline", ["representation/uniformity"]],
+    },
+}
+CHOICES = ("seed", "loss", "optimizer", "data.batch_size", "trainer.max_epochs")
+DULL = ("_partial_", "gather_distributed")
 
 
 def writer_of(trainer: L.Trainer):
@@ -22,58 +48,98 @@ def writer_of(trainer: L.Trainer):
 
 
 class TensorBoardPictures(L.Callback):
-    """The module's hyperparameters, a grid of view pairs and the test set's embedding.
+    """The configuration, the layout of the scalars, view pairs, nearest neighbours, embedding.
+
+    The pictures lie in the logger's folder too, as pictures/*.png.
 
     Args:
-        pairs: how many pairs of views the grid shows.
+        pairs: how many images are shown with their views.
         embedding_images: at most so many test images in the embedding projector.
     """
 
-    def __init__(self, pairs: int = 16, embedding_images: int = 1000) -> None:
+    def __init__(self, pairs: int = 12, embedding_images: int = 1000) -> None:
         self.pairs = pairs
         self.embedding_images = embedding_images
+        self._trained = False
 
     def on_train_start(self, trainer, module) -> None:
+        self._trained = True
         if (writer := writer_of(trainer)) is None:
             return
+        add_layout(writer, LAYOUT)
         text = yaml.safe_dump(dict(module.hparams), sort_keys=False)
         writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
-        images = trainer.datamodule.train_images[: self.pairs].to(module.device)
+        images = trainer.datamodule.train_images
+        images = images[spread(len(images), self.pairs)].to(module.device)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             views = module.views(images)
-        writer.add_image("views", view_grid(*views), trainer.global_step)
+        self._add(trainer, writer, "augmentation/views", pictures.view_figure(images, *views))
 
     def on_test_end(self, trainer, module) -> None:
         if (writer := writer_of(trainer)) is None:
             return
+        for tag, figure in evaluation_figures(trainer.datamodule, module.evaluation).items():
+            self._add(trainer, writer, tag, figure)
         data, n = trainer.datamodule, self.embedding_images
-        images, labels = data.test_images[:n], data.test_labels
+        names = data.class_names
         writer.add_embedding(
-            module.test_features[:n],
-            metadata=None if labels is None else [str(label) for label in labels[:n].tolist()],
-            label_img=images.float() / 255,
+            module.evaluation.features[:n].cpu(),
+            metadata=None if names is None else [names[i] for i in data.test_labels[:n].tolist()],
+            label_img=data.test_images[:n].float() / 255,
             global_step=trainer.global_step,
             tag="test_features",
         )
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        # run_name "." keeps them in this run: the default makes a run of its own
-        writer.add_hparams(choices(module.hparams), metrics, run_name=".")
+        if self._trained:
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            # run_name "." keeps them in this run: the default makes a run of its own
+            writer.add_hparams(choices(module.hparams), metrics, run_name=".")
         writer.flush()
 
+    def _add(self, trainer: L.Trainer, writer: Any, tag: str, figure: Figure) -> None:
+        folder = Path(trainer.log_dir) / "pictures"
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{tag.rpartition('/')[2]}.png")
+        writer.add_figure(tag, figure, trainer.global_step)
 
-def view_grid(view1: Tensor, view2: Tensor) -> Tensor:
-    """Pairs of views side by side, (3, height, width) in [0, 1]."""
-    pairs = torch.stack([view1, view2], dim=1).flatten(0, 1).float().cpu()
-    return torchvision.utils.make_grid(pairs, nrow=8, normalize=True, scale_each=False, padding=1)
+
+def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
+    """The nearest neighbours and, where there are labels, the confusion matrix."""
+    names, shown, rows = data.class_names, evaluation.shown, evaluation.neighbours
+    images = data.test_images[shown], data.train_images[rows]
+    if names is None or evaluation.predicted is None:
+        return {"evaluation/nearest_neighbours": pictures.neighbour_figure(*images)}
+    labels = data.test_labels[shown]
+    same = data.train_labels[rows] == labels[:, None]
+    return {
+        "evaluation/nearest_neighbours": pictures.neighbour_figure(
+            *images, [names[i] for i in labels.tolist()], same
+        ),
+        "evaluation/confusion_matrix": pictures.confusion_figure(
+            data.test_labels, evaluation.predicted, names
+        ),
+    }
 
 
-def choices(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What runs are told apart by, as one flat table: `seed`, `loss.margin`, `optimizer.lr` …"""
+def choices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are told apart by, as one flat table.
+
+    Example:
+        >>> loss = {"_target_": "cosloss.NTXentLoss", "temperature": 0.5}
+        >>> choices({"seed": 1, "loss": loss, "name": "simclr"})
+        {'seed': 1, 'loss': 'NTXentLoss', 'loss.temperature': 0.5}
+    """
+    flat = _flat(config)
+    return {name: value for name, value in flat.items() if name.startswith(CHOICES)}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= choices(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif key == "_target_":
+            flat[prefix.removesuffix(".")] = value.rpartition(".")[2]
+        elif key not in DULL and isinstance(value, bool | int | float | str):
             flat[prefix + key] = value
-    return {name: value for name, value in flat.items() if prefix or name.startswith(CHOICES)}
+    return flat

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from experiments.probes import knn_accuracy, linear_probe
+from experiments.probes import few_label_probe, few_labels, knn_accuracy, linear_probe, nearest
 
 
 def clusters(rows, seed, spread=1.5, classes=3, features=5):
@@ -102,3 +102,45 @@ def test_linear_probe_trains_inside_inference_mode():
     with torch.inference_mode():
         data = *clusters(100, seed=1), *clusters(100, seed=2)
         assert linear_probe(*data) > 0.5
+
+
+def test_nearest_are_the_most_similar_in_order():
+    train, test = torch.randn(30, 5), torch.randn(7, 5)
+    similarity, rows = nearest(train, test, k=4, chunk=3)
+    for i in range(7):
+        cosines = [float(torch.cosine_similarity(test[i], other, dim=0)) for other in train]
+        order = sorted(range(30), key=lambda j: -cosines[j])
+        assert rows[i].tolist() == order[:4]
+        assert similarity[i].tolist() == pytest.approx([cosines[j] for j in order[:4]], abs=1e-6)
+
+
+def test_few_labels_have_the_share_of_each_class_and_at_least_one():
+    labels = torch.tensor([0] * 100 + [1] * 30 + [4] * 2)[torch.randperm(132)]
+    rows = few_labels(labels, 0.1, seed=0)
+    assert len(rows.unique()) == len(rows)
+    assert torch.bincount(labels[rows]).tolist() == [10, 3, 0, 0, 1]
+    assert few_labels(labels, 0.1, seed=0).equal(rows)
+    assert not few_labels(labels, 0.1, seed=1).equal(rows)
+    assert sorted(few_labels(labels, 1.0, seed=0).tolist()) == list(range(132))
+
+
+def test_few_label_probe_sees_these_labels_only():
+    train, train_labels = clusters(300, seed=1, spread=0.5)
+    test, test_labels = clusters(200, seed=2, spread=0.5)
+    few = few_label_probe(train, train_labels, test, test_labels, share=0.02)
+    assert 0.6 < few <= linear_probe(train, train_labels, test, test_labels)
+    # all other labels wrong: they were not seen
+    rows = few_labels(train_labels, 0.02, seed=0)
+    wrong = (train_labels + 1) % 3
+    wrong[rows] = train_labels[rows]
+    parts = train, wrong, test, test_labels
+    seen = linear_probe(train, train_labels, test, test_labels, labelled=rows)
+    assert linear_probe(*parts, labelled=rows) == seen > 0.6
+    assert linear_probe(*parts) < 0.4
+
+
+def test_few_label_probe_is_the_mean_of_its_draws():
+    parts = *clusters(300, seed=1), *clusters(200, seed=2)
+    one, two = (linear_probe(*parts, labelled=few_labels(parts[1], 0.05, seed)) for seed in (0, 1))
+    assert one != two
+    assert few_label_probe(*parts, share=0.05, draws=2) == pytest.approx((one + two) / 2)

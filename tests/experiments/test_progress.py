@@ -1,0 +1,95 @@
+"""Speed, learning rate and the time that is left, by a clock that the test sets."""
+
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from experiments.callbacks import progress
+from experiments.callbacks.progress import Progress, TrainingFigures
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until `clock.now` is set."""
+    clock = SimpleNamespace(now=100.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", fake)
+    return clock
+
+
+def trainer_of(max_epochs=10, batches_done=0, **more):
+    logged = []
+    logger = SimpleNamespace(log_metrics=lambda figures, step: logged.append(figures))
+    loop = SimpleNamespace(total_batch_idx=batches_done - 1, _batches_that_stepped=batches_done)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.125}])
+    return SimpleNamespace(
+        max_epochs=max_epochs,
+        num_training_batches=50,
+        world_size=2,
+        log_every_n_steps=3,
+        fit_loop=SimpleNamespace(epoch_loop=loop),
+        optimizers=[optimizer],
+        loggers=[logger],
+        logged=logged,
+        **more,
+    )
+
+
+def test_speed_is_images_of_all_processes_without_validation(clock):
+    figures, trainer, shown = TrainingFigures(), trainer_of(), {}
+    module = SimpleNamespace(
+        device=torch.device("cpu"), log_dict=lambda found, **how: shown.update(found)
+    )
+    batch = {"image": torch.zeros(8, 1)}
+    figures.on_train_epoch_start(trainer, module)
+    for batch_idx in range(9):
+        clock.now += 0.5
+        figures.on_train_batch_end(trainer, module, None, batch, batch_idx)
+        if batch_idx == 5:
+            clock.now += 1000
+            figures.on_validation_end(trainer, module)
+    expected = {"train/images_per_second": 2 * 8 / 0.5, "train/learning_rate": 0.125}
+    assert trainer.logged == [pytest.approx(expected)] * 3
+    assert shown == pytest.approx({"images/s": 32, "lr": 0.125})
+
+
+def started(clock, batches_before):
+    bar = Progress()
+    bar._began, bar._batches_before = clock.now, batches_before
+    return bar
+
+
+def test_time_left_is_at_the_pace_since_the_start(clock):
+    bar = started(clock, batches_before=100)
+    assert bar.time_left(trainer_of(batches_done=100)) is None
+    clock.now += 40
+    # 20 of 500 batches in 40 s, after 100 that another process did: 380 are left
+    assert bar.time_left(trainer_of(batches_done=120)) == timedelta(seconds=760)
+    assert bar.time_left(trainer_of(batches_done=500)) == timedelta(0)
+    assert bar.time_left(trainer_of(max_epochs=-1, batches_done=120)) is None
+    assert bar.time_left(trainer_of(max_epochs=None, batches_done=120)) is None
+
+
+class CountingTrainer(SimpleNamespace):
+    """Counts how often it is asked what the bar shows, each time of which waits for a GPU."""
+
+    fetched = 0
+
+    @property
+    def progress_bar_metrics(self):
+        self.fetched += 1
+        return {"train/loss": 0.000123456, "v_num": ""}
+
+
+def test_the_bars_figures_are_fetched_twice_a_second_at_most(clock):
+    bar = started(clock, batches_before=0)
+    trainer = CountingTrainer(**vars(trainer_of(batches_done=1)) | {"loggers": []})
+    for _ in range(20):
+        clock.now += 0.1
+        found = bar.get_metrics(trainer, None)
+    assert 3 <= trainer.fetched <= 4
+    assert found["train/loss"] == "0.0001235"
+    assert "v_num" not in found
+    assert "left" in found
