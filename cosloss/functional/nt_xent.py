@@ -71,7 +71,6 @@ def nt_xent_loss(
     check_weight(weight, n)
     z = joined(z1, z2)
     r = unit(z) * temperature**-0.5
-    r1, r2 = r.view(2, n, -1).unbind()
     everyone = None
     if gather_distributed:
         everyone = gathered_batch(r, None, ignore, views=2, reduction=reduction)
@@ -79,7 +78,7 @@ def nt_xent_loss(
     return loss_of_rows(
         r,
         None,
-        (r1 * r2).sum(1).repeat(2),
+        (r * r.roll(n, 0)).sum(1),
         loss(largest_logit(temperature)),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
