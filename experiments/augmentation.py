@@ -78,7 +78,9 @@ class TwoViews(nn.Module):
                 )
             )
         if min_crop < 1:
-            steps.append(K.RandomResizedCrop((image_size, image_size), scale=(min_crop, 1.0)))
+            # one warp for the batch; the default cuts and resizes image by image
+            size, scale = (image_size, image_size), (min_crop, 1.0)
+            steps.append(K.RandomResizedCrop(size, scale, cropping_mode="resample"))
         if flip:
             steps.append(K.RandomHorizontalFlip(p=flip))
         if jitter:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.augmentation import TwoViews
 
@@ -108,3 +109,25 @@ def test_autocast_leaves_the_views_in_single_precision(picture):
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.cat(views(images))
     assert found.equal(expected)
+
+
+class CountCalls(TorchDispatchMode):
+    """How many operations reach torch: on a GPU each is at least one launch."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recipe", [SIMCLR, DIGITS])
+def test_a_larger_batch_takes_no_more_calls(picture, recipe):
+    views = TwoViews(image_size=16, **recipe)
+    counts = []
+    for batch in (8, 64):
+        torch.manual_seed(0)
+        with CountCalls() as count:
+            views(picture.expand(batch, -1, -1, -1))
+        counts.append(count.calls)
+    assert counts[1] < 1.1 * counts[0]
