@@ -46,7 +46,7 @@ def figure_of(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Fi
             difference = np.abs(ours - twin) / np.abs(twin)
             below.semilogy(np.maximum(difference, RESOLUTION), label=f"float{precision[:2]}")
         below.axhline(RESOLUTION, color="grey", linewidth=0.8, linestyle=":")
-        below.set_ylim(RESOLUTION / 2, 1e-1)
+        below.set_ylim(RESOLUTION / 2, 1)
         below.legend(fontsize="small")
         below.set_xlabel("step")
     axes[0, 0].set_ylabel("training loss, float32")
