@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.kernels.dispatch import backend
 from cosloss.kernels.eager import cosine_similarity as kernel
 from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.kernels.eager.plain import usable
@@ -31,7 +32,7 @@ class CosineSimilarity(Function):
 
     @staticmethod
     def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-        return kernel.forward(x1, x2, eps)
+        return backend(x1, x2).cosine_similarity.forward(x1, x2, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
@@ -41,7 +42,8 @@ class CosineSimilarity(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x1, x2 = ctx.saved_tensors
-        return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
+        chosen = backend(grads[0], x1, x2).cosine_similarity
+        return *chosen.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
 
 
 class CosineDistance(CosineSimilarity):
@@ -49,7 +51,7 @@ class CosineDistance(CosineSimilarity):
 
     @staticmethod
     def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-        return kernel.distance_forward(x1, x2, eps)
+        return backend(x1, x2).cosine_similarity.distance_forward(x1, x2, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
