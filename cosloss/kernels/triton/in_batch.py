@@ -160,7 +160,7 @@ def _gradient(
         PRECISION=precision(),
         WHOLE=whole,
         BLOCK_D=width,
-        BLOCK_K=tuning.PART_FORWARD[size],
+        BLOCK_K=tuning.PART[size],
     )
     return grad[0] if splits == 1 else grad.sum(0), weight_sums
 
