@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cosloss.kernels.dispatch import backend
+from cosloss.kernels.dispatch import backend, wants_triton
 from cosloss.kernels.eager import cosine_similarity as kernel
 from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.kernels.eager.plain import usable
@@ -86,7 +86,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """The similarities, by the Function that suits x1 and x2 or as torch differentiates itself."""
     if composed():
         return kernel.forward(x1, x2, eps)
-    if usable(x1, x2):
+    if usable(x1, x2) and not wants_triton(x1, x2):
         return BlockedCosineSimilarity.apply(x1, x2, eps, False)
     return CosineSimilarity.apply(x1, x2, eps)
 
@@ -95,6 +95,6 @@ def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """1 less the similarities, likewise."""
     if composed():
         return kernel.distance_forward(x1, x2, eps)
-    if usable(x1, x2):
+    if usable(x1, x2) and not wants_triton(x1, x2):
         return BlockedCosineSimilarity.apply(x1, x2, eps, True)
     return CosineDistance.apply(x1, x2, eps)

@@ -32,8 +32,8 @@ BACKWARD = {
     },
     4: {128: (((64, 64), 8, 2), ((64, 32), 4, 2)), 256: (((64, 32), 8, 2),)},
 }
-# the widest rows that a program has whole, the part of them that it has at a time otherwise, and the
-# widest part of a gradient that it adds up
+# the widest rows that a program has whole, the part of them that it has at a time otherwise, and
+# the widest part of a gradient that it adds up
 WHOLE_FORWARD, WHOLE_BACKWARD = {2: 256, 4: 128}, {2: 512, 4: 64}
 PART = {2: 64, 4: 32}
 WIDEST_GRADIENT = {2: 512, 4: 256}
