@@ -51,7 +51,9 @@ def wants_triton(*tensors: Tensor) -> bool:
     """Whether Triton is the backend for plain tensors like these."""
     if _forced is None:
         device = tensors[0].device
-        usable = device.type == "cuda" and _runs_triton(device)
+        # what compiles for a GPU has Triton
+        compiling = torch.compiler.is_compiling()
+        usable = device.type == "cuda" and (compiling or _runs_triton(device))
     elif _forced in BACKENDS:
         usable = _forced == "triton"
     else:

@@ -22,6 +22,7 @@ from cosloss.kernels.dispatch import backend, wants_triton
 from cosloss.kernels.eager import cosine_similarity as kernel
 from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.kernels.eager.plain import usable
+from cosloss.ops import opaque
 from cosloss.ops.composition import composed
 
 
@@ -84,6 +85,8 @@ class BlockedCosineSimilarity(Function):
 
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """The similarities, by the Function that suits x1 and x2 or as torch differentiates itself."""
+    if opaque.opaque(x1, x2):
+        return opaque.cosine_similarity(x1, x2, eps, False)
     if composed():
         return kernel.forward(x1, x2, eps)
     if usable(x1, x2) and not wants_triton(x1, x2):
@@ -93,6 +96,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
 
 def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """1 less the similarities, likewise."""
+    if opaque.opaque(x1, x2):
+        return opaque.cosine_similarity(x1, x2, eps, True)
     if composed():
         return kernel.distance_forward(x1, x2, eps)
     if usable(x1, x2) and not wants_triton(x1, x2):

@@ -22,6 +22,7 @@ from cosloss.kernels.dispatch import backend
 from cosloss.kernels.eager import in_batch as kernel
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.totals import empty_total
+from cosloss.ops.opaque import in_batch_totals, opaque
 from cosloss.ops.transformed import transformed
 
 
@@ -34,6 +35,9 @@ def in_batch(
     matrix: Matrix,
 ) -> Tensor:
     """sum_i w_i l_i for constant weights, or every l_i where weight is None."""
+    if opaque(r, c):
+        loss = matrix.loss.rows(in_batch_totals(r, c, bias, matrix), positive)
+        return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
     if transformed(r, c, positive, bias):
         return dense(r, c, positive, weight, bias, matrix)
     return InBatch.apply(r, c, positive, weight, bias, matrix)

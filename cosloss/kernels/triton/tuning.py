@@ -19,12 +19,14 @@ LARGE = 8192  # rows from which a batch is tuned as a large one
 INTERPRETED = triton.knobs.runtime.interpret
 INTERPRETED_PROCESSORS = 3
 
+Shapes = dict[int, dict[int, tuple[tuple[tuple[int, ...], int, int], ...]]]
+
 # by an element's bytes and the largest BLOCK_D: block shape, warps, stages
-FORWARD = {
+FORWARD: Shapes = {
     2: {64: (((128,), 8, 3), ((64,), 4, 3)), 256: (((128,), 8, 2), ((64,), 4, 2))},
     4: {32: (((64,), 4, 3), ((64,), 8, 3)), 128: (((64,), 4, 2), ((64,), 8, 2))},
 }
-BACKWARD = {
+BACKWARD: Shapes = {
     2: {
         128: (((128, 64), 8, 3), ((64, 64), 4, 3)),
         256: (((128, 64), 8, 2), ((64, 64), 4, 2)),
