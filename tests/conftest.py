@@ -1,11 +1,17 @@
-"""What several test files use: running the programs in this process."""
+"""What several test files use: running the programs in this process; and Triton without a GPU."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # read when triton is imported: its kernels then run on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @dataclass

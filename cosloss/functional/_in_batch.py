@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cosloss.distributed import peers as find_peers
+from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
@@ -53,7 +54,7 @@ def gathered_batch(
             "be mean or sum; got 'none'"
         )
     sent = r if c is None else torch.cat([r, c], 1)
-    rows = peers.gather(sent.to(_product_dtype(r)))
+    rows = peers.gather(sent.to(_product_dtype(r, r.dtype)))
     columns = None if c is None else rows[:, r.shape[1] :]
     if ignore is None:
         own, all_groups = peers.item_ids(views, r.device)
@@ -81,7 +82,7 @@ def loss_of_rows(
 
     weight: one per item; the items repeat along the losses.
     """
-    matrix = Matrix(loss, pairs, two_way, _product_dtype(r))
+    matrix = Matrix(loss, pairs, two_way, _product_dtype(r, like.dtype))
     rows = positive.shape[0]
     if weight is not None:
         weight = weight.to(r.dtype)
@@ -102,8 +103,13 @@ def loss_of_rows(
     return in_batch(r, c, positive, shares, bias, matrix).to(dtype)
 
 
-def _product_dtype(r: Tensor) -> torch.dtype:
+def _product_dtype(r: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the matrix products for unit rows r of inputs in `dtype`."""
     kind = r.device.type
-    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.bfloat16:
-        return torch.bfloat16
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        if dtype is torch.bfloat16:
+            return dtype
+    if dtype in (torch.bfloat16, torch.float16) and wants_triton(r):
+        return dtype  # its logits and weights are in float32 all the same
     return r.dtype  # float16 holds neither exp(40) nor a weight of 1e-8: it is not used

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.kernels.dispatch import backend, wants_triton
 from cosloss.kernels.eager import cosine_similarity as kernel
 from cosloss.kernels.eager import cosine_similarity_blocks as blocks
 from cosloss.kernels.eager.plain import usable
+from cosloss.ops import opaque
 from cosloss.ops.composition import composed
 
 
@@ -31,7 +33,7 @@ class CosineSimilarity(Function):
 
     @staticmethod
     def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-        return kernel.forward(x1, x2, eps)
+        return backend(x1, x2).cosine_similarity.forward(x1, x2, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
@@ -41,7 +43,8 @@ class CosineSimilarity(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x1, x2 = ctx.saved_tensors
-        return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
+        chosen = backend(grads[0], x1, x2).cosine_similarity
+        return *chosen.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
 
 
 class CosineDistance(CosineSimilarity):
@@ -49,7 +52,7 @@ class CosineDistance(CosineSimilarity):
 
     @staticmethod
     def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
-        return kernel.distance_forward(x1, x2, eps)
+        return backend(x1, x2).cosine_similarity.distance_forward(x1, x2, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -82,17 +85,21 @@ class BlockedCosineSimilarity(Function):
 
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """The similarities, by the Function that suits x1 and x2 or as torch differentiates itself."""
+    if opaque.opaque(x1, x2):
+        return opaque.cosine_similarity(x1, x2, eps, False)
     if composed():
         return kernel.forward(x1, x2, eps)
-    if usable(x1, x2):
+    if usable(x1, x2) and not wants_triton(x1, x2):
         return BlockedCosineSimilarity.apply(x1, x2, eps, False)
     return CosineSimilarity.apply(x1, x2, eps)
 
 
 def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """1 less the similarities, likewise."""
+    if opaque.opaque(x1, x2):
+        return opaque.cosine_similarity(x1, x2, eps, True)
     if composed():
         return kernel.distance_forward(x1, x2, eps)
-    if usable(x1, x2):
+    if usable(x1, x2) and not wants_triton(x1, x2):
         return BlockedCosineSimilarity.apply(x1, x2, eps, True)
     return CosineDistance.apply(x1, x2, eps)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.distributed import Peers
-from cosloss.kernels.eager import in_batch as kernel
+from cosloss.kernels.dispatch import backend
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.tiles import SameGroup
 from cosloss.ops.in_batch import products_as_written
@@ -55,6 +55,7 @@ class Gathered(Function):
             matrix, excluded=SameGroup(everyone.own_groups, everyone.groups), two_way=False
         )
         others = everyone.rows if everyone.columns is None else everyone.columns
+        kernel = backend(r, c).in_batch
         with products_as_written(r):
             total, _ = kernel.forward(r, others, bias, own, keep=False)
             if matrix.two_way and c is not None:
@@ -80,6 +81,7 @@ class Gathered(Function):
         grad = grads[0] * everyone.peers.world
         own_rows = told[: r.shape[0]]
         grad_r = grad_c = grad_bias = None
+        kernel = backend(r, c).in_batch
 
         def gradients(
             rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]

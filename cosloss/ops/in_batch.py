@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.kernels.dispatch import backend
 from cosloss.kernels.eager import in_batch as kernel
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.totals import empty_total
+from cosloss.ops.opaque import in_batch_totals, opaque
 from cosloss.ops.transformed import transformed
 
 
@@ -33,6 +35,9 @@ def in_batch(
     matrix: Matrix,
 ) -> Tensor:
     """sum_i w_i l_i for constant weights, or every l_i where weight is None."""
+    if opaque(r, c):
+        loss = matrix.loss.rows(in_batch_totals(r, c, bias, matrix), positive)
+        return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
     if transformed(r, c, positive, bias):
         return dense(r, c, positive, weight, bias, matrix)
     return InBatch.apply(r, c, positive, weight, bias, matrix)
@@ -75,8 +80,9 @@ class InBatch(Function):
     ) -> Tensor:
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
         needs = (needs_r, needs_c, needs_bias)
-        one_walk = weight is not None and (matrix.loss.linear or not matrix.two_way)
-        ctx.ticket, ctx.one_walk = None, one_walk and any(needs)
+        engine = backend(r, c).in_batch
+        one_walk = engine is kernel and (matrix.loss.linear or not matrix.two_way)
+        ctx.ticket, ctx.one_walk = None, one_walk and weight is not None and any(needs)
         gradients: kernel.Gradients = (None, None, None)
         with products_as_written(r):
             if weight is not None and ctx.one_walk:
@@ -85,7 +91,7 @@ class InBatch(Function):
                 )
             else:
                 keep = any(needs) or needs_positive
-                total, ctx.ticket = kernel.forward(r, c, bias, matrix, keep)
+                total, ctx.ticket = engine.forward(r, c, bias, matrix, keep)
         ctx.weight, ctx.matrix = weight, matrix
         ctx.save_for_backward(r, c, positive, bias, total, *gradients)
         loss = matrix.loss.rows(total, positive)
@@ -101,7 +107,7 @@ class InBatch(Function):
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
         if not ctx.one_walk:
             with products_as_written(r):
-                gradients = kernel.backward(
+                gradients = backend(r, c).in_batch.backward(
                     grad * per_total,
                     total,
                     r,

@@ -40,6 +40,8 @@ class CosineEmbedding(TileLoss):
 class _Hinges(Sums):
     """Sums of max(0, x - margin)."""
 
+    kind = "hinge"
+
     def __init__(self, margin: float, rows: Tensor, columns: Tensor | None) -> None:
         super().__init__(rows, columns)
         self.margin = margin

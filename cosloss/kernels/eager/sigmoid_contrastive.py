@@ -32,6 +32,8 @@ class SigmoidContrast(TileLoss):
 class _Softplus(Sums):
     """Sums of log(1 + exp(x))."""
 
+    kind = "softplus"
+
     def value(self, x: Tensor) -> Tensor:
         # beyond the threshold softplus is its argument, up to exp(-40)
         return softplus(x, threshold=40.0)

@@ -20,7 +20,13 @@ def empty_total(dtype: torch.dtype) -> float:
 
 
 class Totals(ABC):
-    """Row totals and, for a matrix whose columns have losses too, column totals."""
+    """Row totals and, for a matrix whose columns have losses too, column totals.
+
+    kind: the name by which other backends know these totals, and their margin.
+    """
+
+    kind: str
+    margin = 0.0
 
     def __init__(self, rows: Tensor, columns: Tensor | None) -> None:
         self.rows = rows
@@ -96,6 +102,8 @@ class LogSumExps(Sums):
     The gradient on x_ij is exp(x_ij) (a_i + b_j), a_i = g_i exp(-total_i) for a gradient g_i.
     """
 
+    kind = "exp"
+
     def value(self, x: Tensor) -> Tensor:
         return x.exp_()
 
@@ -120,6 +128,8 @@ class ShiftedLogSumExps(Totals):
     The gradient on x_ij is g_i exp(x_ij - total_i) + g_j exp(x_ij - total_j), where a total is
     taken as t + rest, t in the logits' dtype, and a_i = g_i exp(-rest_i).
     """
+
+    kind = "logsumexp"
 
     def __init__(self, rows: Tensor, columns: Tensor | None) -> None:
         super().__init__(rows, columns)

@@ -1,0 +1,88 @@
+"""Which backend computes an op: Triton for a GPU's tensors where it can be had, eager otherwise.
+
+A backend is a package of kernels, one module per op; the modules of two backends have the same
+functions. `COSLOSS_BACKEND=eager` or `triton` in the environment, or `use`, decides for every
+device: Triton then computes CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from cosloss.kernels import eager
+
+BACKENDS = ("eager", "triton")
+OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat16 products
+
+_forced = os.environ.get("COSLOSS_BACKEND")
+
+
+@contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Force a backend, in every thread; None goes back to the choice by device."""
+    global _forced
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend(*tensors: Tensor | None) -> ModuleType:
+    """The backend for these tensors, of which None are left out.
+
+    Triton computes plain numbers. Whatever torch is to differentiate again or to batch, and
+    float64, in which the other dtypes are judged, are eager's.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    return _triton() if wants_triton(*given) and _plain(given) else eager
+
+
+def wants_triton(*tensors: Tensor) -> bool:
+    """Whether Triton is the backend for plain tensors like these."""
+    if _forced is None:
+        device = tensors[0].device
+        # what compiles for a GPU has Triton
+        compiling = torch.compiler.is_compiling()
+        usable = device.type == "cuda" and (compiling or _runs_triton(device))
+    elif _forced in BACKENDS:
+        usable = _forced == "triton"
+    else:
+        raise ValueError(f"COSLOSS_BACKEND must be one of {', '.join(BACKENDS)}; got {_forced!r}")
+    return usable and all(tensor.dtype != torch.float64 for tensor in tensors)
+
+
+def _plain(tensors: list[Tensor]) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(
+            type(tensor) in (Tensor, torch.nn.Parameter)
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+            for tensor in tensors
+        )
+    )
+
+
+@cache
+def _runs_triton(device: torch.device) -> bool:
+    try:
+        _triton()
+    except ImportError:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= OLDEST_GPU
+
+
+def _triton() -> ModuleType:
+    return import_module("cosloss.kernels.triton")

@@ -1,0 +1,202 @@
+"""The engine of the in-batch losses: totals of a logit matrix, and the gradient, tile by tile.
+
+Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
+(N, M); totals (N,) in float64, or (N + M,) where the columns have a loss of their own, rows first.
+Logits, sums and gradients are in float32 whatever dtype the products take.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from cosloss.kernels.eager.in_batch import Matrix
+from cosloss.kernels.eager.totals import Totals, empty_total
+from cosloss.kernels.triton import tuning
+from cosloss.kernels.triton.in_batch_totals import in_batch_totals_kernel
+from cosloss.kernels.triton.tile import Pairs, launch, pairs_of, precision
+
+# float16 weights are made this large: the smallest that count are normal numbers
+FLOAT16_UNIT = 2.0**13
+# programs per multiprocessor, where their lines of partial sums are small, and what is small
+PROGRAMS, SMALL_PARTIAL_BYTES = 2, 32 * 2**20
+
+
+class Side(NamedTuple):
+    """The rows or the columns: unit vectors, and where they have losses, coefficients and totals.
+
+    For a logsumexp a weight is taken from the totals, else from the coefficients alone.
+    """
+
+    vectors: Tensor
+    coefficients: Tensor | None
+    totals: Tensor | None
+
+
+def forward(
+    r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
+) -> tuple[Tensor, object]:
+    """The totals; and None, as no tiles are kept."""
+    rows, columns = _operands(r, c, matrix)
+    n, d = rows.shape
+    m = columns.shape[0]
+    two_way = c is None or matrix.two_way
+    totals = matrix.loss.totals(r, r)
+    count = n if c is None or not two_way else n + m
+    pairs = pairs_of(matrix.excluded)
+    size = rows.element_size()
+    width, whole = tuning.forward_width(d, size)
+    programs = _programs(rows, m, count)
+    partial = r.new_empty(programs, count, dtype=torch.float32)
+    largest = torch.empty_like(partial) if totals.kind == "logsumexp" else None
+    launch(
+        tuning.forward_tuner(size, width, n >= tuning.LARGE),
+        (programs,),
+        r,
+        rows,
+        columns,
+        bias,
+        partial,
+        largest,
+        pairs.row_groups,
+        pairs.column_groups,
+        pairs.offsets,
+        n,
+        m,
+        d,
+        count,
+        totals.margin,
+        KIND=totals.kind,
+        SYMMETRIC=c is None,
+        TWO_WAY=two_way,
+        DIAGONALS=pairs.diagonals,
+        PRECISION=precision(),
+        WHOLE=whole,
+        BLOCK_D=width,
+    )
+    out = r.new_empty(count, dtype=torch.float64)
+    launch(
+        in_batch_totals_kernel,
+        (triton.cdiv(count, 64),),
+        r,
+        partial,
+        largest,
+        out,
+        programs,
+        count,
+        empty=empty_total(torch.float64),
+        KIND=totals.kind,
+        LINES=32,
+        BLOCK=64,
+    )
+    return out, None
+
+
+def backward(
+    grad: Tensor,
+    total: Tensor,
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+    ticket: object,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
+    rows, columns = _operands(r, c, matrix)
+    totals = matrix.loss.totals(r, r)
+    unit = None
+    if rows.dtype == torch.float16:
+        largest = grad.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        unit = (largest / FLOAT16_UNIT).float()
+        grad = grad / unit
+    coefficients = totals.coefficients(grad, total, torch.float32).float()
+    shifts = None
+    if totals.kind == "logsumexp":
+        shifts = total.clamp(min=empty_total(torch.float32)).float()
+    of_rows, of_columns = _sides(rows, columns, coefficients, shifts, c is None, matrix.two_way)
+    pairs = pairs_of(matrix.excluded)
+    grad_r = grad_c = grad_bias = None
+    if needs[0] or needs[2]:
+        grad_r, sums = _gradient(of_rows, of_columns, bias, unit, pairs, totals, needs[2])
+        if bias is not None and sums is not None:
+            grad_bias = sums.sum(dtype=torch.float64).to(bias.dtype)
+    if c is not None and needs[1]:
+        swapped = pairs.transposed()
+        grad_c, _ = _gradient(of_columns, of_rows, bias, unit, swapped, totals, False)
+    return grad_r if needs[0] else None, grad_c, grad_bias
+
+
+def _gradient(
+    own: Side,
+    other: Side,
+    bias: Tensor | None,
+    unit: Tensor | None,
+    pairs: Pairs,
+    totals: Totals,
+    sums: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient on a side's vectors in float32, and if asked for, its rows' sums of weights."""
+    n, d = own.vectors.shape
+    m = other.vectors.shape[0]
+    size = own.vectors.element_size()
+    width, whole = tuning.backward_width(d, size)
+    parts = triton.cdiv(d, width)
+    splits = _splits(own.vectors, m, parts)
+    grad = own.vectors.new_empty(splits, n, d, dtype=torch.float32)
+    weight_sums = grad.new_empty(splits, n) if sums else None
+    launch(
+        tuning.backward_tuner(size, width, n >= tuning.LARGE),
+        lambda chosen: (triton.cdiv(n, chosen["BLOCK_M"]), parts, splits),
+        grad,
+        *(own.vectors, other.vectors, bias),
+        *(own.coefficients, other.coefficients, own.totals, other.totals),
+        *(unit, grad, weight_sums),
+        *(pairs.row_groups, pairs.column_groups, pairs.offsets),
+        *(n, m, d, totals.margin),
+        KIND=totals.kind,
+        DIAGONALS=pairs.diagonals,
+        PRECISION=precision(),
+        WHOLE=whole,
+        BLOCK_D=width,
+        BLOCK_K=tuning.PART[size],
+    )
+    return grad[0] if splits == 1 else grad.sum(0), weight_sums
+
+
+def _operands(r: Tensor, c: Tensor | None, matrix: Matrix) -> tuple[Tensor, Tensor]:
+    rows = r.to(matrix.dtype).contiguous()
+    return rows, rows if c is None else c.to(matrix.dtype).contiguous()
+
+
+def _sides(
+    rows: Tensor,
+    columns: Tensor,
+    coefficients: Tensor,
+    shifts: Tensor | None,
+    symmetric: bool,
+    two_way: bool,
+) -> tuple[Side, Side]:
+    n = rows.shape[0]
+    if symmetric:
+        side = Side(rows, coefficients, shifts)
+        return side, side
+    of_rows = Side(rows, coefficients[:n], None if shifts is None else shifts[:n])
+    if not two_way:
+        return of_rows, Side(columns, None, None)
+    return of_rows, Side(columns, coefficients[n:], None if shifts is None else shifts[n:])
+
+
+def _programs(rows: Tensor, columns: int, totals: int) -> int:
+    """How many programs of the forward kernel share the tiles."""
+    programs = tuning.processors(rows)
+    if PROGRAMS * programs * totals * 4 <= SMALL_PARTIAL_BYTES:
+        programs *= PROGRAMS
+    return min(programs, triton.cdiv(rows.shape[0], 64) * triton.cdiv(columns, 64))
+
+
+def _splits(rows: Tensor, columns: int, parts: int) -> int:
+    """Into how many parts the columns are dealt, so that a small batch occupies the device."""
+    programs = triton.cdiv(rows.shape[0], 64) * parts
+    return max(1, min(2 * tuning.processors(rows) // programs, triton.cdiv(columns, 128)))

@@ -1,0 +1,128 @@
+"""A tile of the logit matrix in registers: its logits, what is added up of them, and its weights.
+
+KIND names what a row's total is, as `cosloss.kernels.eager.totals` does: "exp" and "logsumexp",
+below a running maximum, are the logarithm of a sum of exponentials; "softplus" and "hinge" are sums
+of log(1 + exp(x)) and of max(0, x - margin).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
+
+EMPTY = tl.constexpr(-8.5e37)  # a finite stand-in for log 0, far below any logit
+
+
+class Pairs(NamedTuple):
+    """The excluded pairs as a kernel takes them: either groups or up to three diagonals."""
+
+    row_groups: Tensor | None
+    column_groups: Tensor | None
+    offsets: tuple[int, int, int]
+    diagonals: int
+
+    def transposed(self) -> "Pairs":
+        first, second, third = self.offsets
+        return Pairs(self.column_groups, self.row_groups, (-first, -second, -third), self.diagonals)
+
+
+def pairs_of(excluded: Excluded) -> Pairs:
+    """The pairs, from how the eager backend has them."""
+    if isinstance(excluded, SameGroup):
+        return Pairs(excluded.row_groups, excluded.column_groups, (0, 0, 0), 0)
+    assert isinstance(excluded, Diagonals)
+    first, second, third = (*excluded.offsets, 0, 0, 0)[:3]
+    return Pairs(None, None, (first, second, third), len(excluded.offsets))
+
+
+def precision() -> str:
+    """How the tensor cores multiply float32: split in three TF32 products, unless torch allows one.
+
+    The split keeps 22 of the 24 bits of each factor. AMD's matrix cores multiply float32 as it is.
+    """
+    if torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def launch(kernel: Any, grid: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on the device of `like`."""
+    with torch.cuda.device_of(like):
+        kernel[grid](*arguments, **constants)
+
+
+@triton.jit
+def load_rows(x, row, rows, start, columns, BLOCK_D: tl.constexpr):
+    """Rows of a contiguous matrix (rows, columns), BLOCK_D columns from `start`; 0 outside."""
+    column = start + tl.arange(0, BLOCK_D)
+    pointers = x + row.to(tl.int64)[:, None] * columns + column[None, :]
+    return tl.load(pointers, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0)
+
+
+@triton.jit
+def products(r, c, row, column, rows, columns, D, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+    """r[row] c[column]^T, in parts along D."""
+    x = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    for start in range(0, D, BLOCK_D):
+        a = load_rows(r, row, rows, start, D, BLOCK_D)
+        b = load_rows(c, column, columns, start, D, BLOCK_D)
+        x = tl.dot(a, tl.trans(b), x, input_precision=PRECISION)
+    return x
+
+
+@triton.jit
+def without_excluded(
+    x, row, column, rows, columns, row_groups, column_groups, offsets, DIAGONALS: tl.constexpr
+):
+    """The logits, -inf at excluded pairs and outside of the matrix."""
+    first_row, first_column = tl.min(row, 0), tl.min(column, 0)
+    height: tl.constexpr = row.shape[0]
+    width: tl.constexpr = column.shape[0]
+    if row_groups is not None:
+        row_group = tl.load(row_groups + row, mask=row < rows, other=0)
+        column_group = tl.load(column_groups + column, mask=column < columns, other=0)
+        x = tl.where(row_group[:, None] == column_group[None, :], float("-inf"), x)
+    for k in tl.static_range(DIAGONALS):
+        distance = first_row + offsets[k] - first_column
+        if (distance > -height) & (distance < width):
+            x = tl.where(column[None, :] - row[:, None] == offsets[k], float("-inf"), x)
+    if (first_row + height > rows) | (first_column + width > columns):
+        x = tl.where((row < rows)[:, None] & (column < columns)[None, :], x, float("-inf"))
+    return x
+
+
+@triton.jit
+def value(x, margin, KIND: tl.constexpr):
+    """What is summed of a logit; 0 at -inf."""
+    if KIND == "exp":
+        result = tl.exp(x)
+    elif KIND == "softplus":
+        # log(1 + e) = 2 artanh(e / (2 + e)); a logarithm near 1 would lose small e
+        e = tl.exp(-tl.abs(x))
+        s = e / (2 + e)
+        q = s * s
+        series = 1.0 / 15 + q / 17
+        for k in tl.static_range(7):
+            series = series * q + 1.0 / (13 - 2 * k)
+        result = tl.maximum(x, 0, propagate_nan=tl.PropagateNan.ALL) + 2 * s * series
+    else:
+        tl.static_assert(KIND == "hinge")
+        result = tl.maximum(x - margin, 0, propagate_nan=tl.PropagateNan.ALL)
+    return result
+
+
+@triton.jit
+def slope(x, margin, KIND: tl.constexpr):
+    """The derivative of `value`; 0 at -inf."""
+    if KIND == "exp":
+        result = tl.exp(x)
+    elif KIND == "softplus":
+        result = 1 / (1 + tl.exp(-x))
+    else:
+        tl.static_assert(KIND == "hinge")
+        result = tl.where(x > margin, 1.0, 0.0)
+    return result

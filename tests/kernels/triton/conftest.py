@@ -1,0 +1,78 @@
+"""What the tests of the Triton kernels share: the backend, and outputs that start as NaN."""
+
+import numpy as np
+import pytest
+import torch
+
+from cosloss.kernels import dispatch
+
+pytest.importorskip("triton", reason="Triton is not installed: every op is eager's")
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+@pytest.fixture
+def poisoned():
+    """Memory from torch.empty is NaN: an element that a kernel does not write is seen."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def rounding(monkeypatch):
+    """bfloat16 and products as a GPU has them.
+
+    Triton's interpreter truncates to bfloat16, gets its subnormal numbers wrong, multiplies its bit
+    patterns as integers, and takes no notice of input_precision.
+    """
+    convert = interpreter._convert_float
+
+    def converted(data, source, target, mode):
+        if (source, target) == (tl.float32, tl.bfloat16):
+            narrow = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
+            return narrow.view(torch.uint16).numpy()
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return _from_bfloat16(data).view(np.uint32)
+        return convert(data, source, target, mode)
+
+    def dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
+        product = _dot(*(_float32(x) for x in (a, b)), str(input_precision))
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter, "_convert_float", converted)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
+def _float32(handle):
+    if handle.dtype.scalar == tl.bfloat16:
+        return _from_bfloat16(handle.data)
+    return handle.data.astype(np.float32)
+
+
+def _from_bfloat16(bits):
+    return torch.from_numpy(np.ascontiguousarray(bits)).view(torch.bfloat16).float().numpy()
+
+
+def _dot(a, b, precision):
+    tf32 = interpreter._round_f32_to_tf32
+    if precision.endswith("TF32x3"):
+        high_a, high_b = tf32(a), tf32(b)
+        low_a, low_b = tf32(a - high_a), tf32(b - high_b)
+        return (low_a @ high_b + high_a @ low_b) + high_a @ high_b
+    if precision.endswith("TF32"):
+        return tf32(a) @ tf32(b)
+    return a @ b
+
+
+@pytest.fixture
+def triton_backend(poisoned, rounding):
+    """Every op that Triton has is Triton's; on the CPU in its interpreter."""
+    with dispatch.use("triton"):
+        yield

@@ -1,0 +1,23 @@
+"""The kernels compile for a GPU, down to machine code, on a machine that has none."""
+
+import os
+import subprocess
+import sys
+
+
+def test_kernels_compile_for_compute_capability_9():
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.kernels.triton.compiled", "--quick"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    for kernel in ("cosine_similarity_fwd", "cosine_similarity_bwd", "in_batch_totals"):
+        assert any(kernel in line for line in lines)
+    for kernel in ("in_batch_fwd", "in_batch_bwd"):
+        tensor_cores = [line for line in lines if kernel in line]
+        assert len(tensor_cores) >= 2
+        assert all("wgmma" in line for line in tensor_cores)

@@ -1,0 +1,245 @@
+"""The in-batch kernels against the table's budgets, the twin in float64, and any shape of tiles."""
+
+import pytest
+import torch
+
+from cosloss import functional, reference
+from cosloss.kernels.eager import in_batch as eager
+from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
+from cosloss.kernels.eager.in_batch import Matrix
+from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
+from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
+from cosloss.kernels.eager.tiles import Diagonals, SameGroup
+from cosloss.kernels.triton import in_batch, tuning
+from cosloss.testing import errors
+from cosloss.testing.contrastive import OPS
+
+LABELS = torch.arange(100) % 7
+LOSSES = {
+    "nt_xent": lambda m, a, b, t: m.nt_xent_loss(a, b, t),
+    "decoupled": lambda m, a, b, t: m.nt_xent_loss(a, b, t, "none", decoupled=True),
+    "ignore": lambda m, a, b, t: m.nt_xent_loss(a, b, t, ignore=LABELS[: len(a)]),
+    "in_batch_cosine": lambda m, a, b, t: m.in_batch_cosine_embedding_loss(a, b, 0.1) * t,
+    "info_nce": lambda m, a, b, t: m.info_nce_loss(a, b, t),
+    "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True, reduction="none"),
+    "queue": lambda m, a, b, t: m.info_nce_loss(a, b, t, torch.cat([a, b, a * b])),
+    "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
+    "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t),
+}
+TILE_LOSSES = {
+    "exp": CrossEntropy(40.0),
+    "logsumexp": Contrast(),
+    "softplus": SigmoidContrast(),
+    "hinge": CosineEmbedding(0.1, 3),
+}
+
+pytestmark = [
+    pytest.mark.usefixtures("triton_backend"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, in the interpreter
+]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the engine's functions that were called."""
+    names = []
+
+    def note(name):
+        function = getattr(in_batch, name)
+
+        def noted(*arguments):
+            names.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(in_batch, name, noted)
+
+    note("forward")
+    note("backward")
+    return names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
+    for table in (tuning.WHOLE_FORWARD, tuning.WHOLE_BACKWARD, tuning.WIDEST_GRADIENT):
+        monkeypatch.setitem(table, dtype.itemsize, 8192)  # in parts, 4099 columns take a minute
+    budget = op.budget(dtype)
+    for sample in (*op.generic(), *op.hard(dtype)):
+        found = errors(op.function, op.twin, sample, dtype)
+        assert found.within(budget), (sample.name, found, budget)
+    assert set(calls) == {"forward", "backward"}
+
+
+@pytest.mark.parametrize(("rows", "programs"), [(1, 3), (33, 1), (48, 2), (70, 7)])
+@pytest.mark.parametrize("kind", TILE_LOSSES)
+@pytest.mark.parametrize("columns", [None, 7, 40], ids=["symmetric", "7", "40"])
+def test_totals_whatever_the_tiles(kind, columns, rows, programs, monkeypatch):
+    monkeypatch.setattr(tuning, "processors", lambda like: programs)
+    monkeypatch.setattr(in_batch, "PROGRAMS", 1)
+    r, c = problem(rows, columns)
+    matrix = Matrix(TILE_LOSSES[kind], Diagonals((0, 3, -3)), True, torch.float32)
+    found, _ = in_batch.forward(*single(r, c), None, matrix, False)
+    exact, _ = eager.forward(r, c, None, wide(matrix), False)
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("whole", "processors"), [(True, 40), (False, 1)], ids=["whole, dealt out", "in parts"]
+)
+@pytest.mark.parametrize("kind", TILE_LOSSES)
+@pytest.mark.parametrize("columns", [None, 60], ids=["symmetric", "two-way"])
+def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypatch):
+    monkeypatch.setattr(tuning, "processors", lambda like: processors)
+    if not whole:
+        for table in (tuning.WHOLE_FORWARD, tuning.WHOLE_BACKWARD, tuning.WIDEST_GRADIENT):
+            monkeypatch.setitem(table, 4, 16)
+        monkeypatch.setitem(tuning.PART, 4, 16)
+    r, c = problem(41, columns, 37)
+    matrix = Matrix(TILE_LOSSES[kind], Diagonals((0, 3, -3)), True, torch.float32)
+    assert_gradients(r, c, None, matrix, (True, c is not None, False))
+
+
+@pytest.mark.parametrize("two_way", [True, False], ids=["two-way", "one-way"])
+@pytest.mark.parametrize("kind", TILE_LOSSES)
+def test_groups_bias_and_one_way(kind, two_way):
+    r, c = problem(35, 22)
+    groups = SameGroup(torch.arange(35) % 6, torch.arange(22) % 5)
+    bias = torch.tensor(-0.3, dtype=torch.float64)
+    matrix = Matrix(TILE_LOSSES[kind], groups, two_way, torch.float32)
+    for needs in ((True, True, True), (False, False, True), (False, True, False)):
+        assert_gradients(r, c, bias, matrix, needs)
+
+
+def test_a_row_without_pairs_has_total_and_gradient_zero():
+    r, c = problem(20, 9)
+    rows, columns = torch.arange(20) % 3, torch.zeros(9, dtype=torch.int64)
+    for kind, loss in TILE_LOSSES.items():
+        matrix = Matrix(loss, SameGroup(rows, columns), False, torch.float32)
+        total, _ = in_batch.forward(*single(r, c), None, matrix, False)
+        without = total[rows == 0]
+        assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
+        grad, _, _ = in_batch.backward(
+            torch.ones(20).double(), total, *single(r, c), None, matrix, None, (True, False, False)
+        )
+        assert (grad[rows == 0] == 0).all()
+        assert (grad[rows == 1].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", TILE_LOSSES)
+def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
+    r, c = problem(70, 33)
+    r, c = r.to(dtype), c.to(dtype)
+    matrix = Matrix(TILE_LOSSES[kind], Diagonals((0,)), True, dtype)
+    found, _ = in_batch.forward(r.float(), c.float(), None, matrix, False)
+    exact, _ = eager.forward(r.double(), c.double(), None, wide(matrix), False)
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
+    # weights are rounded to the dtype for the second product, and nothing else is
+    rounding = torch.finfo(dtype).eps / 2
+    assert_gradients(r.double(), c.double(), None, matrix, (True, True, False), rounding)
+
+
+def test_float16_weights_far_below_its_range():
+    r, c = problem(40, 30)
+    matrix = Matrix(TILE_LOSSES["exp"], Diagonals(()), True, torch.float16)
+    r, c = r.half().double(), c.half().double()
+    assert_gradients(r, c, None, matrix, (True, True, False), 5e-4, scale=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("temperature", [0.3, 0.004], ids=["exp", "logsumexp"])
+def test_losses_are_the_twins(name, temperature, calls):
+    z1, z2 = vectors(23, 19), vectors(23, 19, 1)
+    inputs = (z1, 0.6 * z1 + z2, torch.tensor(temperature, dtype=torch.float64))
+    ours = gradients(LOSSES[name], functional, [x.float().requires_grad_() for x in inputs])
+    tensors = [x.float().double().requires_grad_() for x in inputs]
+    twin = gradients(LOSSES[name], reference, tensors)
+    for found, exact in zip(ours, twin, strict=True):
+        # logits of up to 1 / temperature are exact to that times eps
+        error = (found - exact).abs().max() / exact.abs().max()
+        assert error < 4 * torch.finfo(torch.float32).eps / temperature
+    assert set(calls) == {"forward", "backward"}
+
+
+def test_two_runs_give_the_same_bits():
+    z1, z2 = vectors(41, 19).float().requires_grad_(), vectors(41, 19, 1).float()
+    first, second = (functional.nt_xent_loss(z1, z2, 0.1) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(*(torch.autograd.grad(loss, z1)[0] for loss in (first, second)))
+
+
+def test_nan_makes_every_loss_nan():
+    z1, z2 = vectors(20, 5).float(), vectors(20, 5, 1).float()
+    z1[3, 2] = torch.nan
+    for temperature in (0.3, 0.004):
+        assert functional.nt_xent_loss(z1, z2, temperature, "none").isnan().all()
+    assert functional.in_batch_cosine_embedding_loss(z1, z2, 0.1, "none").isnan().all()
+    assert functional.sigmoid_contrastive_loss(z1, z2, 0.3, -1.0).isnan()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda g: 2 * g, lambda g: -g, lambda g: g.flip(0), lambda g: g + 1e-4 * g.abs().mean()],
+    ids=["doubled", "negated", "swapped rows", "one in ten thousand off"],
+)
+def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
+    right = in_batch.backward
+    monkeypatch.setattr(in_batch, "backward", lambda *a: (change(right(*a)[0]), None, None))
+    r, _ = problem(20, None)
+    matrix = Matrix(TILE_LOSSES["exp"], Diagonals((0,)), True, torch.float32)
+    with pytest.raises(AssertionError):
+        assert_gradients(r, None, None, matrix, (True, False, False))
+
+
+def test_second_derivatives_are_eagers():
+    tensors = [vectors(5, 4, seed).requires_grad_() for seed in (0, 1)]
+
+    def penalty(module, dtype):
+        z1, z2 = (x.to(dtype) for x in tensors)
+        loss = module.nt_xent_loss(z1, z2, 0.3)
+        grads = torch.autograd.grad(loss, (z1, z2), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
+
+    torch.testing.assert_close(
+        penalty(functional, torch.float32), penalty(reference, torch.float64), rtol=1e-4, atol=1e-6
+    )
+
+
+def vectors(rows, columns, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+
+
+def problem(rows, others, columns=20):
+    """Rows, and the others' or None, with logits of about 1."""
+    scale = columns**-0.25
+    r = scale * vectors(rows, columns)
+    return r, None if others is None else scale * vectors(others, columns, 1)
+
+
+def single(*tensors):
+    return [None if x is None else x.float() for x in tensors]
+
+
+def wide(matrix):
+    return Matrix(matrix.loss, matrix.excluded, matrix.two_way, torch.float64)
+
+
+def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37):
+    """The kernel's gradients are the eager backend's in float64, to `rounding` of each weight."""
+    exact_total, _ = eager.forward(r, c, bias, wide(matrix), False)
+    grad = scale * torch.linspace(0.5, 2, exact_total.numel(), dtype=torch.float64)
+    inputs = r, c, bias
+    total, _ = in_batch.forward(*single(*inputs), matrix, False)
+    found = in_batch.backward(grad, total, *single(*inputs), matrix, None, needs)
+    exact = eager.backward(grad, exact_total, *inputs, wide(matrix), None, needs)
+    for own, other, need in zip(found, exact, needs, strict=True):
+        assert (own is not None) == need
+        if own is not None:
+            assert (own - other).abs().max() < rounding * other.abs().max() * 2
+
+
+def gradients(loss, module, tensors):
+    value = loss(module, *tensors)
+    weight = torch.linspace(0.37, 1.4, value.numel(), dtype=torch.float64).view_as(value)
+    return value, *torch.autograd.grad(value, tensors, weight.to(value.dtype))

@@ -1,0 +1,95 @@
+"""Under torch.compile the kernels are custom ops: no graph break, opcheck's rules, same numbers."""
+
+import pytest
+import torch
+
+from cosloss import functional, reference
+from cosloss.kernels.triton import cosine_similarity, in_batch
+from cosloss.ops import opaque
+
+LABELS = torch.arange(20) % 5
+FUNCTIONS = {
+    "cosine_similarity": lambda m, a, b, t: m.cosine_similarity(a, b) * t,
+    "cosine_embedding_loss": lambda m, a, b, t: (
+        m.cosine_embedding_loss(a, b, LABELS % 2 * 2.0 - 1, 0.1) * t
+    ),
+    "nt_xent": lambda m, a, b, t: m.nt_xent_loss(a, b, t),
+    "ignore": lambda m, a, b, t: m.nt_xent_loss(a, b, 0.2, ignore=LABELS) * t,
+    "in_batch_cosine": lambda m, a, b, t: m.in_batch_cosine_embedding_loss(a, b, 0.1) * t,
+    "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True, reduction="none"),
+    "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS, t),
+    "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t),
+}
+
+pytestmark = [
+    pytest.mark.usefixtures("triton_backend"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, in the interpreter
+]
+
+
+def leaves():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 20, 9, generator=generator)
+    return [x.requires_grad_() for x in (a, 0.6 * a + b, torch.tensor(0.3))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_graph_break_and_the_twins_numbers(name, monkeypatch):
+    torch._dynamo.reset()
+    calls = []
+    for module in (cosine_similarity, in_batch):
+        backward = module.backward
+        monkeypatch.setattr(
+            module, "backward", lambda *a, call=backward: calls.append(call) or call(*a)
+        )
+
+    def call(*tensors):
+        return FUNCTIONS[name](functional, *tensors).sum()
+
+    tensors = leaves()
+    value = torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors)
+    twin = FUNCTIONS[name](reference, *tensors).sum()
+    torch.testing.assert_close(value, twin)
+    torch.testing.assert_close(
+        torch.autograd.grad(0.37 * value, tensors), torch.autograd.grad(0.37 * twin, tensors)
+    )
+    assert len(calls) == 1
+
+
+def arguments():
+    r, c = 0.5 * torch.randn(2, 18, 9, generator=torch.Generator().manual_seed(0))
+    groups, none = (LABELS[:18], LABELS[:18]), (None, None)
+    for rows, columns, bias, pairs, diagonals, two_way, kind, parameter in (
+        (r, None, None, none, [0, 9, -9], True, "logsumexp", 10.0),
+        (r, c, None, groups, [], True, "logsumexp", torch.inf),
+        (r, c, torch.tensor(0.2), none, [0], False, "softplus", 0.0),
+        (r, None, None, none, [0, 9, -9], True, "hinge", 0.1),
+    ):
+        leaves = [None if x is None else x.clone().requires_grad_() for x in (rows, columns, bias)]
+        yield (*leaves, *pairs, diagonals, two_way, kind, parameter, torch.float32)
+
+
+def test_opcheck():
+    a, b, _ = leaves()
+    for distance in (False, True):
+        torch.library.opcheck(opaque.cosine_similarity, (a, b, 1e-8, distance))
+    for case in arguments():
+        torch.library.opcheck(opaque._totals, case)
+
+
+def test_every_transform_but_compile_is_eagers():
+    a, b, t = (x.detach() for x in leaves())
+
+    def call(a, b):
+        return functional.nt_xent_loss(a, b, t) + functional.cosine_similarity(a, b).sum()
+
+    def twin(a, b):
+        return reference.nt_xent_loss(a, b, t) + reference.cosine_similarity(a, b).sum()
+
+    for transform in (torch.func.grad, torch.func.jacfwd):
+        torch.testing.assert_close(transform(call)(a, b), transform(twin)(a, b))
+    stacked = torch.stack([a, b]), torch.stack([b, a])
+    torch.testing.assert_close(
+        torch.func.vmap(torch.func.grad(call))(*stacked),
+        torch.func.vmap(torch.func.grad(twin))(*stacked),
+    )
