@@ -85,21 +85,19 @@ class BlockedCosineSimilarity(Function):
 
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """The similarities, by the Function that suits x1 and x2 or as torch differentiates itself."""
-    if opaque.opaque(x1, x2):
-        return opaque.cosine_similarity(x1, x2, eps, False)
-    if composed():
-        return kernel.forward(x1, x2, eps)
-    if usable(x1, x2) and not wants_triton(x1, x2):
-        return BlockedCosineSimilarity.apply(x1, x2, eps, False)
-    return CosineSimilarity.apply(x1, x2, eps)
+    return _row_wise(x1, x2, eps, distance=False)
 
 
 def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """1 less the similarities, likewise."""
+    return _row_wise(x1, x2, eps, distance=True)
+
+
+def _row_wise(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
     if opaque.opaque(x1, x2):
-        return opaque.cosine_similarity(x1, x2, eps, True)
+        return opaque.cosine_similarity(x1, x2, eps, distance)
     if composed():
-        return kernel.distance_forward(x1, x2, eps)
+        return (kernel.distance_forward if distance else kernel.forward)(x1, x2, eps)
     if usable(x1, x2) and not wants_triton(x1, x2):
-        return BlockedCosineSimilarity.apply(x1, x2, eps, True)
-    return CosineDistance.apply(x1, x2, eps)
+        return BlockedCosineSimilarity.apply(x1, x2, eps, distance)
+    return (CosineDistance if distance else CosineSimilarity).apply(x1, x2, eps)
