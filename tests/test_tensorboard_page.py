@@ -74,6 +74,7 @@ def test_hyperparameters_go_with_the_final_metrics(page):
         "data.batch_size",
         "loss",
         "loss.margin",
+        "loss.negative_weight",
         "optimizer",
         "optimizer.lr",
         "optimizer.weight_decay",
