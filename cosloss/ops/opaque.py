@@ -17,7 +17,7 @@ from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tile_loss import LogSumExpLoss, TileLoss
-from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
+from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup, SameGroupOtherClass
 
 
 def opaque(*tensors: Tensor | None) -> bool:
@@ -82,6 +82,7 @@ def _totals(
     bias: Tensor | None,
     row_groups: Tensor | None,
     column_groups: Tensor | None,
+    classes: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -89,12 +90,16 @@ def _totals(
     dtype: torch.dtype,
 ) -> Tensor:
     with torch.no_grad():
-        matrix = _matrix(row_groups, column_groups, diagonals, two_way, kind, parameter, dtype)
+        matrix = _matrix(
+            row_groups, column_groups, classes, diagonals, two_way, kind, parameter, dtype
+        )
         return backend(r, c).in_batch.forward(r, c, bias, matrix, False)[0]
 
 
 @_totals.register_fake
-def _(r: Tensor, c: Tensor | None, bias: Any, _row: Any, _column: Any, *rest: Any) -> Tensor:
+def _(
+    r: Tensor, c: Tensor | None, bias: Any, _row: Any, _column: Any, _classes: Any, *rest: Any
+) -> Tensor:
     _, two_way, *_ = rest
     columns = c.shape[0] if c is not None and two_way else 0
     return r.new_empty(r.shape[0] + columns, dtype=torch.float64)
@@ -109,6 +114,7 @@ def _gradients(
     bias: Tensor | None,
     row_groups: Tensor | None,
     column_groups: Tensor | None,
+    classes: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -117,7 +123,9 @@ def _gradients(
     needs: list[bool],
 ) -> list[Tensor]:
     with torch.no_grad():
-        matrix = _matrix(row_groups, column_groups, diagonals, two_way, kind, parameter, dtype)
+        matrix = _matrix(
+            row_groups, column_groups, classes, diagonals, two_way, kind, parameter, dtype
+        )
         engine = backend(r, c).in_batch
         found = engine.backward(grad, total, r, c, bias, matrix, None, tuple(needs))
         return [x for x in found if x is not None]
@@ -129,8 +137,8 @@ def _(grad: Tensor, total: Tensor, r: Tensor, c: Any, bias: Any, *rest: Any) -> 
 
 
 def _save_totals(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    r, c, bias, row_groups, column_groups, *ctx.plain = inputs
-    ctx.save_for_backward(r, c, bias, output, row_groups, column_groups)
+    r, c, bias, row_groups, column_groups, classes, *ctx.plain = inputs
+    ctx.save_for_backward(r, c, bias, output, row_groups, column_groups, classes)
 
 
 def _through_totals(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,7 +146,7 @@ def _through_totals(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     given = zip((r, c, bias), ctx.needs_input_grad, strict=False)
     needs = [x is not None and need for x, need in given]
     found = iter(_gradients(grad, total, r, c, bias, *groups, *ctx.plain, needs))
-    return *(next(found) if need else None for need in needs), *([None] * 7)
+    return *(next(found) if need else None for need in needs), *([None] * 8)
 
 
 _totals.register_autograd(_through_totals, setup_context=_save_totals)
@@ -152,11 +160,15 @@ def in_batch_totals(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Ma
     )
 
 
-def _pairs(excluded: Excluded) -> tuple[Tensor | None, Tensor | None, list[int]]:
+def _pairs(
+    excluded: Excluded,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[int]]:
     if isinstance(excluded, SameGroup):
-        return excluded.row_groups, excluded.column_groups, []
+        return excluded.row_groups, excluded.column_groups, None, []
+    if isinstance(excluded, SameGroupOtherClass):
+        return excluded.groups, excluded.groups, excluded.classes, []
     assert isinstance(excluded, Diagonals)
-    return None, None, list(excluded.offsets)
+    return None, None, None, list(excluded.offsets)
 
 
 def _total_of(loss: TileLoss) -> tuple[str, float]:
@@ -172,6 +184,7 @@ def _total_of(loss: TileLoss) -> tuple[str, float]:
 def _matrix(
     row_groups: Tensor | None,
     column_groups: Tensor | None,
+    classes: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -187,4 +200,6 @@ def _matrix(
     excluded: Excluded = Diagonals(tuple(diagonals))
     if row_groups is not None and column_groups is not None:
         excluded = SameGroup(row_groups, column_groups)
+        if classes is not None:
+            excluded = SameGroupOtherClass(row_groups, classes)
     return Matrix(loss, excluded, two_way, dtype)

@@ -26,8 +26,7 @@ def in_batch_bwd_kernel(
     unit,
     grad,
     weight_sums,
-    row_groups,
-    column_groups,
+    ids,
     offsets,
     rows,
     columns,
@@ -67,9 +66,7 @@ def in_batch_bwd_kernel(
             x = products(r, c, row, column, rows, columns, D, BLOCK_K, PRECISION)
         if bias is not None:
             x += tl.load(bias)
-        x = without_excluded(
-            x, row, column, rows, columns, row_groups, column_groups, offsets, DIAGONALS
-        )
+        x = without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS)
         if b is not None:
             column_b = tl.load(b + column, mask=column < columns, other=0)
         if KIND == "logsumexp":

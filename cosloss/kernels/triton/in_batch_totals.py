@@ -20,8 +20,7 @@ def in_batch_fwd_kernel(
     bias,
     partial,
     largest,
-    row_groups,
-    column_groups,
+    ids,
     offsets,
     rows,
     columns,
@@ -78,9 +77,7 @@ def in_batch_fwd_kernel(
                     x = products(r, c, row, column, rows, columns, D, BLOCK_D, PRECISION)
                 if bias is not None:
                     x += tl.load(bias)
-                x = without_excluded(
-                    x, row, column, rows, columns, row_groups, column_groups, offsets, DIAGONALS
-                )
+                x = without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS)
                 if KIND == "logsumexp":
                     now = tl.maximum(highest, tl.max(x, 1))
                     total = total * tl.exp(highest - now) + tl.sum(tl.exp(x - now[:, None]), 1)

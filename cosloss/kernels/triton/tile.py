@@ -12,31 +12,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
+from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup, SameGroupOtherClass
 
 EMPTY = tl.constexpr(-8.5e37)  # a finite stand-in for log 0, far below any logit
 
 
 class Pairs(NamedTuple):
-    """The excluded pairs as a kernel takes them: either groups or up to three diagonals."""
+    """The excluded pairs as a kernel takes them.
 
-    row_groups: Tensor | None
-    column_groups: Tensor | None
+    They are those of one group, of these only the ones of different classes where there are
+    classes, and those on up to three diagonals. ids: groups of rows, of columns, then classes.
+    """
+
+    ids: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
     offsets: tuple[int, int, int]
     diagonals: int
 
     def transposed(self) -> "Pairs":
+        row_groups, column_groups, row_classes, column_classes = self.ids
         first, second, third = self.offsets
-        return Pairs(self.column_groups, self.row_groups, (-first, -second, -third), self.diagonals)
+        return Pairs(
+            (column_groups, row_groups, column_classes, row_classes),
+            (-first, -second, -third),
+            self.diagonals,
+        )
 
 
 def pairs_of(excluded: Excluded) -> Pairs:
     """The pairs, from how the eager backend has them."""
     if isinstance(excluded, SameGroup):
-        return Pairs(excluded.row_groups, excluded.column_groups, (0, 0, 0), 0)
+        return Pairs((excluded.row_groups, excluded.column_groups, None, None), (0, 0, 0), 0)
+    if isinstance(excluded, SameGroupOtherClass):
+        ids = excluded.groups, excluded.groups, excluded.classes, excluded.classes
+        return Pairs(ids, (0, 0, 0), 1)
     assert isinstance(excluded, Diagonals)
     first, second, third = (*excluded.offsets, 0, 0, 0)[:3]
-    return Pairs(None, None, (first, second, third), len(excluded.offsets))
+    return Pairs((None,) * 4, (first, second, third), len(excluded.offsets))
 
 
 def precision() -> str:
@@ -75,17 +86,17 @@ def products(r, c, row, column, rows, columns, D, BLOCK_D: tl.constexpr, PRECISI
 
 
 @triton.jit
-def without_excluded(
-    x, row, column, rows, columns, row_groups, column_groups, offsets, DIAGONALS: tl.constexpr
-):
+def without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS: tl.constexpr):
     """The logits, -inf at excluded pairs and outside of the matrix."""
     first_row, first_column = tl.min(row, 0), tl.min(column, 0)
     height: tl.constexpr = row.shape[0]
     width: tl.constexpr = column.shape[0]
-    if row_groups is not None:
-        row_group = tl.load(row_groups + row, mask=row < rows, other=0)
-        column_group = tl.load(column_groups + column, mask=column < columns, other=0)
-        x = tl.where(row_group[:, None] == column_group[None, :], float("-inf"), x)
+    if ids[0] is not None:
+        excluded = _ids(ids[0], row, rows)[:, None] == _ids(ids[1], column, columns)[None, :]
+        if ids[2] is not None:
+            classes = _ids(ids[2], row, rows)[:, None], _ids(ids[3], column, columns)[None, :]
+            excluded &= classes[0] != classes[1]
+        x = tl.where(excluded, float("-inf"), x)
     for k in tl.static_range(DIAGONALS):
         distance = first_row + offsets[k] - first_column
         if (distance > -height) & (distance < width):
@@ -93,6 +104,11 @@ def without_excluded(
     if (first_row + height > rows) | (first_column + width > columns):
         x = tl.where((row < rows)[:, None] & (column < columns)[None, :], x, float("-inf"))
     return x
+
+
+@triton.jit
+def _ids(pointer, index, count):
+    return tl.load(pointer + index, mask=index < count, other=0)
 
 
 @triton.jit

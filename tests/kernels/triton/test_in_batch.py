@@ -24,6 +24,9 @@ LOSSES = {
     "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True, reduction="none"),
     "queue": lambda m, a, b, t: m.info_nce_loss(a, b, t, torch.cat([a, b, a * b])),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
+    "other class": lambda m, a, b, t: m.sup_con_loss(
+        a + b, LABELS[: len(a)], t, ignore=LABELS[: len(a)] % 3
+    ),
     "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t),
 }
 TILE_LOSSES = {

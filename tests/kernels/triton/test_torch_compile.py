@@ -18,6 +18,7 @@ FUNCTIONS = {
     "in_batch_cosine": lambda m, a, b, t: m.in_batch_cosine_embedding_loss(a, b, 0.1) * t,
     "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True, reduction="none"),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS, t),
+    "other class": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS, t, ignore=LABELS % 2),
     "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t),
 }
 
@@ -58,10 +59,10 @@ def test_no_graph_break_and_the_twins_numbers(name, monkeypatch):
 
 def arguments():
     r, c = 0.5 * torch.randn(2, 18, 9, generator=torch.Generator().manual_seed(0))
-    groups, none = (LABELS[:18], LABELS[:18]), (None, None)
+    groups, none = (LABELS[:18], LABELS[:18], LABELS[:18] % 2), (None,) * 3
     for rows, columns, bias, pairs, diagonals, two_way, kind, parameter in (
         (r, None, None, none, [0, 9, -9], True, "logsumexp", 10.0),
-        (r, c, None, groups, [], True, "logsumexp", torch.inf),
+        (r, None, None, groups, [], True, "logsumexp", torch.inf),
         (r, c, torch.tensor(0.2), none, [0], False, "softplus", 0.0),
         (r, None, None, none, [0, 9, -9], True, "hinge", 0.1),
     ):
