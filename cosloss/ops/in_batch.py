@@ -21,7 +21,6 @@ from torch.autograd import Function
 from cosloss.kernels.dispatch import backend
 from cosloss.kernels.eager import in_batch as kernel
 from cosloss.kernels.eager.in_batch import Matrix
-from cosloss.kernels.eager.tiles import Diagonals, SameGroup
 from cosloss.kernels.eager.totals import empty_total
 from cosloss.ops.opaque import in_batch_totals, opaque
 from cosloss.ops.transformed import transformed
@@ -36,7 +35,7 @@ def in_batch(
     matrix: Matrix,
 ) -> Tensor:
     """sum_i w_i l_i for constant weights, or every l_i where weight is None."""
-    if opaque(r, c) and _known_to_every_backend(matrix):
+    if opaque(r, c):
         loss = matrix.loss.rows(in_batch_totals(r, c, bias, matrix), positive)
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
     if transformed(r, c, positive, bias):
@@ -81,7 +80,7 @@ class InBatch(Function):
     ) -> Tensor:
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
         needs = (needs_r, needs_c, needs_bias)
-        engine = _engine(r, c, matrix)
+        engine = backend(r, c).in_batch
         one_walk = engine is kernel and (matrix.loss.linear or not matrix.two_way)
         ctx.ticket, ctx.one_walk = None, one_walk and weight is not None and any(needs)
         gradients: kernel.Gradients = (None, None, None)
@@ -108,7 +107,7 @@ class InBatch(Function):
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
         if not ctx.one_walk:
             with products_as_written(r):
-                gradients = _engine(r, c, ctx.matrix).backward(
+                gradients = backend(r, c).in_batch.backward(
                     grad * per_total,
                     total,
                     r,
@@ -123,14 +122,6 @@ class InBatch(Function):
         grad_r, grad_c, grad_bias = gradients
         grad_positive = (grad * per_positive).to(positive.dtype) if needs_positive else None
         return grad_r, grad_c, grad_positive, None, grad_bias, None
-
-
-def _engine(r: Tensor, c: Tensor | None, matrix: Matrix) -> Any:
-    return backend(r, c).in_batch if _known_to_every_backend(matrix) else kernel
-
-
-def _known_to_every_backend(matrix: Matrix) -> bool:
-    return isinstance(matrix.excluded, (Diagonals, SameGroup))
 
 
 def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
