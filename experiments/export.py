@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -77,7 +76,7 @@ def check(folder: Path, run: SavedRun, features: Features) -> None:
     """Raise RuntimeError unless what the folder holds gives the features of the model."""
     size = run.config.data.image_size
     images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
-    encoder = instantiate(run.config.model.encoder)
+    encoder = run.new_encoder()
     encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
     program = torch.export.load(folder / "encoder.pt2").module()
     with torch.no_grad():

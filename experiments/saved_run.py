@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
 from experiments.config_types import check_types
 from experiments.data import ImageData
@@ -52,6 +53,10 @@ class SavedRun:
         data.prepare_data()
         data.setup("test")
         return data
+
+    def new_encoder(self) -> nn.Module:
+        """An untrained encoder of the run's kind."""
+        return instantiate(self.config.model.encoder)
 
     def model(self) -> L.LightningModule:
         """The model with the checkpoint's parameters, in evaluation mode."""
