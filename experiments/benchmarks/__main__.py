@@ -1,8 +1,12 @@
-"""The command line: one subcommand per suite, each a module with `run(rounds) -> bool`."""
+"""The command line: one subcommand per suite, each a module with `run(rounds) -> bool`.
+
+`gpu` also takes a folder for what it writes, and exits with 2 where there is no GPU.
+"""
 
 import argparse
+from pathlib import Path
 
-from experiments.benchmarks import contrastive, cosine, throughput
+from experiments.benchmarks import contrastive, cosine, gpu, throughput
 
 SUITES = {
     "contrastive": contrastive.run,
@@ -11,11 +15,16 @@ SUITES = {
 }
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", choices=(*SUITES, "gpu"))
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each contender")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmark_gpu"), help="where gpu writes its results"
+    )
+    options = parser.parse_args(arguments)
+    if options.suite == "gpu":
+        return gpu.run(options.rounds, options.out)
     return 0 if SUITES[options.suite](options.rounds) else 1
 
 

@@ -9,7 +9,7 @@ def nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
     n = z1.shape[0]
     u = F.normalize(torch.cat([z1, z2]))
     logits = (u @ u.T / 0.1).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(2 * n).roll(n))
+    return F.cross_entropy(logits, torch.arange(2 * n, device=u.device).roll(n))
 
 
 def in_batch_cosine(z1: Tensor, z2: Tensor) -> Tensor:

@@ -51,13 +51,13 @@ def pairs_of(excluded: Excluded) -> Pairs:
 
 
 def precision() -> str:
-    """How the tensor cores multiply float32: split in three TF32 products, unless torch allows one.
+    """How the tensor cores multiply float32: three TF32 products, unless torch allows one.
 
     The split keeps 22 of the 24 bits of each factor. AMD's matrix cores multiply float32 as it is.
     """
     if torch.version.hip is not None:
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def launch(kernel: Any, grid: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:

@@ -8,6 +8,7 @@ from cosloss.kernels import dispatch
 
 pytest.importorskip("triton", reason="Triton is not installed: every op is eager's")
 
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -74,5 +75,7 @@ def _dot(a, b, precision):
 @pytest.fixture
 def triton_backend(poisoned, rounding):
     """Every op that Triton has is Triton's; on the CPU in its interpreter."""
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("Triton's interpreter is off: set TRITON_INTERPRET=1")
     with dispatch.use("triton"):
         yield

@@ -10,7 +10,7 @@ from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tiles import Diagonals, SameGroup
-from cosloss.kernels.triton import in_batch, tuning
+from cosloss.kernels.triton import in_batch, tile, tuning
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
 
@@ -162,6 +162,21 @@ def test_losses_are_the_twins(name, temperature, calls):
         error = (found - exact).abs().max() / exact.abs().max()
         assert error < 4 * torch.finfo(torch.float32).eps / temperature
     assert set(calls) == {"forward", "backward"}
+
+
+def test_tf32_only_where_torch_allows_it():
+    assert tile.precision() == "tf32x3"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert tile.precision() == "tf32"
+        z1, z2 = (vectors(20, 9, seed).float() for seed in (0, 1))
+        exact = reference.nt_xent_loss(z1.double(), z2.double(), 0.1).float()
+        rough = functional.nt_xent_loss(z1, z2, 0.1)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    fine = functional.nt_xent_loss(z1, z2, 0.1)
+    assert (fine - exact).abs() < 1e-6 < (rough - exact).abs()
 
 
 def test_two_runs_give_the_same_bits():
