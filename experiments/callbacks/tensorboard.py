@@ -97,7 +97,8 @@ class TensorBoardPictures(L.Callback):
         writer.flush()
 
     def _add(self, trainer: L.Trainer, writer: Any, tag: str, figure: Figure) -> None:
-        folder = Path(trainer.log_dir) / "pictures"
+        # not trainer.log_dir: it asks every process, and only one is here
+        folder = Path(writer.log_dir) / "pictures"
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{tag.rpartition('/')[2]}.png")
         writer.add_figure(tag, figure, trainer.global_step)
