@@ -22,8 +22,8 @@ def test_the_rivals_compute_the_same_loss():
     z1, z2 = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
     exact = nt_xent_loss(z1, z2, gpu.TEMPERATURE)
     found = gpu.rivals()
-    assert {"lean autograd", "lightly", "torch.compile of lean"} <= found.keys()
-    for name in ("lean autograd", "lightly"):
+    assert {"lean autograd", "torch.compile of lean"} <= found.keys()
+    for name in {"lean autograd", "lightly"} & found.keys():  # lightly is in the [bench] extra
         torch.testing.assert_close(found[name](z1, z2), exact)
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
+
 
 class TwoViews(L.LightningModule):
     """Two noisy views of random vectors through a linear encoder, and any loss(z1, z2)."""
@@ -55,3 +57,11 @@ def train(model, callbacks, tmp_path, batches=4, rows=12, seed=0, **options):
     trainer = trainer_for(tmp_path, callbacks, **options)
     trainer.fit(model, data(batches, rows, seed))
     return model
+
+
+def both(n=1, **options):
+    return [GradcheckCallback(n, **options), GradientDiscrepancyCallback(n, **options)]
+
+
+def strict(n=1, **options):
+    return both(n, on_failure="raise", **options)
