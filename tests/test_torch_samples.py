@@ -5,13 +5,14 @@ import torch
 
 import cosloss
 
-opinfo = pytest.importorskip(
-    "torch.testing._internal.common_methods_invocations",
-    reason="this torch ships without its OpInfo samples, or expecttest is missing",
-)
-modules = pytest.importorskip("torch.testing._internal.common_modules")
-# importing those forbids the whole process to set torch.backends' flags, as a trainer does
-torch.backends.__allow_nonbracketed_mutation_flag = True
+with pytest.MonkeyPatch.context() as patch:
+    # the import would forbid the whole process to set torch.backends' flags, as a trainer does
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    opinfo = pytest.importorskip(
+        "torch.testing._internal.common_methods_invocations",
+        reason="this torch ships without its OpInfo samples, or expecttest is missing",
+    )
+    modules = pytest.importorskip("torch.testing._internal.common_modules")
 OURS = {
     "nn.functional.cosine_similarity": cosloss.cosine_similarity,
     "nn.functional.cosine_embedding_loss": cosloss.cosine_embedding_loss,
