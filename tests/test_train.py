@@ -1,12 +1,6 @@
-"""python train.py as a person runs it: results, resumption, determinism, interruption, mistakes."""
+"""python train.py as a person runs it: results, determinism, mistakes, sweeps, every loss."""
 
-import errno
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,39 +10,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cosloss.replay import replay
-from experiments.callbacks.checkpointing import AtomicCheckpointIO
-from experiments.errors import UserError
+from tests.checkpoints import assert_same_bits, weights
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "experiment=simclr_smoke"
-
-
-def weights(run: Path, name: str = "last.ckpt") -> dict:
-    return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
-
-
-def assert_same_bits(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def process(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    for _ in range(1800):
-        if path.exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert path.exists(), process.communicate()
 
 
 @pytest.fixture
@@ -79,54 +44,6 @@ def test_callbacks_do_not_change_the_weights(finished, train, tmp_path):
     assert train(SMOKE, "seed=1", f"hydra.run.dir={tmp_path}/other").status == 0
     with pytest.raises(AssertionError):
         assert_same_bits(weights(path), weights(tmp_path / "other"))
-
-
-def test_ckpt_path_last_finds_the_newest_run(train, tmp_path):
-    for run in ("a", "b"):
-        assert train(SMOKE, f"hydra.run.dir={tmp_path}/logs/{run}").status == 0
-    os.utime(tmp_path / "logs/b/checkpoints/last.ckpt", (0, 0))
-    more = f"hydra.run.dir={tmp_path}/c", "ckpt_path=last"
-    assert train(SMOKE, "trainer.max_epochs=3", *more).status == 0
-    assert torch.load(tmp_path / "c/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
-
-
-def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
-    epochs = "trainer.max_epochs=6"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert process(SMOKE, epochs, f"hydra.run.dir={whole}").wait() == 0
-    victim = process(SMOKE, epochs, f"hydra.run.dir={killed}")
-    wait_for(killed / "checkpoints/last.ckpt", victim)
-    victim.kill()
-    victim.communicate()
-    assert not (killed / "results.json").exists()
-    again = process(SMOKE, epochs, f"hydra.run.dir={killed}", "ckpt_path=last")
-    assert again.wait() == 0, again.communicate()
-    assert_same_bits(weights(whole), weights(killed))
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path, train, signum):
-    long_epoch = "data.num_images=2000", "trainer.max_epochs=2", "callbacks=no_checks"
-    run = tmp_path / "run"
-    victim = process(SMOKE, *long_epoch, f"hydra.run.dir={run}")
-    # the checkpoint of the first epoch: then it is in the second
-    wait_for(run / "checkpoints/last.ckpt", victim)
-    victim.send_signal(signum)
-    out, err = victim.communicate(timeout=60)
-    assert victim.returncode == 128 + signum, err
-    assert "Traceback" not in err
-    command = out.strip().splitlines()[-1].split()
-    assert command[:2] == ["python", "train.py"]
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    steps = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-    assert (
-        0 < steps < checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-    )
-
-    assert train(*command[2:]).status == 0
-    whole = tmp_path / "whole"
-    assert train(SMOKE, *long_epoch, f"hydra.run.dir={whole}").status == 0
-    assert_same_bits(weights(run), weights(whole))
 
 
 MISTAKES = {
@@ -202,48 +119,6 @@ def test_flat_folder_without_labels_trains_and_says_what_is_left_out(train, tmp_
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["test/knn"] is None
     assert (tmp_path / "run/checkpoints/best.ckpt").exists()
-
-
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-
-    def full(checkpoint, file):
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"No space left on device; the previous one is intact"):
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_killed_amid_a_checkpoint_and_resumed_leaves_nothing_unfinished(train, tmp_path):
-    """A process that dies by SIGKILL within torch.save, then a second one that resumes."""
-    run = tmp_path / "run"
-    assert train(SMOKE, "trainer.max_epochs=1", f"hydra.run.dir={run}").status == 0
-    before = (run / "checkpoints/last.ckpt").read_bytes()
-    code = """
-import os, signal, sys, torch
-from pathlib import Path
-from experiments.callbacks.checkpointing import AtomicCheckpointIO
-
-def killed(checkpoint, file):
-    file.write(b"half of it")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-torch.save = killed
-AtomicCheckpointIO().save_checkpoint({}, Path(sys.argv[1]))
-"""
-    command = [sys.executable, "-c", code, str(run / "checkpoints/last.ckpt")]
-    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
-    assert (run / "checkpoints/last.ckpt").read_bytes() == before
-    assert len(list((run / "checkpoints").glob(".*"))) == 1
-    (run / "checkpoints/.mine.tmp").touch()
-    assert train(SMOKE, f"hydra.run.dir={run}", "ckpt_path=last").status == 0
-    left = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert left == [".mine.tmp", "best.ckpt", "last.ckpt"]
 
 
 def test_max_time_ends_the_run_with_results(train, tmp_path):
