@@ -70,10 +70,14 @@ def _draw(found: dict[str, list[Point]], plot: Path) -> None:
         rows, seconds, memory = zip(*points, strict=True)
         time_axes.loglog(rows, seconds, "o-", base=2, label=name)
         memory_axes.loglog(rows, memory, "o-", base=2, label=name)
-    time_axes.set(xlabel="rows 2N", ylabel="seconds, forward and backward")
+    time_axes.set(ylabel="seconds, forward and backward")
     memory_axes.loglog(
         ROWS, [_matrix(n) for n in ROWS], "--", base=2, label="one similarity matrix"
     )
-    memory_axes.set(xlabel="rows 2N", ylabel="MiB")
+    memory_axes.set(ylabel="MiB")
+    for axes in (time_axes, memory_axes):
+        axes.set_xlabel("rows 2N")
+        axes.set_xticks(ROWS, [f"{n:,}" for n in ROWS])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     figure.legend(*memory_axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(plot, dpi=150)
