@@ -1,8 +1,8 @@
-"""Which backend computes an op: Triton for a GPU's tensors where it can be had, eager otherwise.
+"""Which backend computes an op: Triton on a GPU, native on a CPU, where they can be had.
 
-A backend is a package of kernels, one module per op; the modules of two backends have the same
-functions. `COSLOSS_BACKEND=eager` or `triton` in the environment, or `use`, decides for every
-device: Triton then computes CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
+A backend is a package of kernels; eager computes everything everywhere. `COSLOSS_BACKEND=eager`,
+`native` or `triton` in the environment, or `use`, decides for every device: Triton then computes
+CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
 """
 
 import os
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cosloss.kernels import eager
+from cosloss.kernels.native import library
 
-BACKENDS = ("eager", "triton")
+BACKENDS = ("eager", "native", "triton")
 OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat16 products
 
 _forced = os.environ.get("COSLOSS_BACKEND")
@@ -47,6 +48,19 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     return _triton() if wants_triton(*given) and _plain(given) else eager
 
 
+def wants_native(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels compute these: plain tensors in a CPU's memory."""
+    if _forced == "native" and library.loaded() is None:
+        raise RuntimeError("backend native: cosloss was installed without its compiled kernels")
+    return (
+        _forced in (None, "native")
+        and library.loaded() is not None
+        and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(map(_in_memory, tensors))
+    )
+
+
 def wants_triton(*tensors: Tensor) -> bool:
     """Whether Triton is the backend for plain tensors like these."""
     if _forced is None:
@@ -59,6 +73,16 @@ def wants_triton(*tensors: Tensor) -> bool:
     else:
         raise ValueError(f"COSLOSS_BACKEND must be one of {', '.join(BACKENDS)}; got {_forced!r}")
     return usable and all(tensor.dtype != torch.float64 for tensor in tensors)
+
+
+def _in_memory(x: Tensor) -> bool:
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        # a batched gradient's tensors say that they are on the CPU, and have no values of their own
+        and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.CPU)
+        and x.dtype in library.DTYPES
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def _plain(tensors: list[Tensor]) -> bool:

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cosloss.kernels.dispatch import backend, wants_triton
+from cosloss.kernels import native
+from cosloss.kernels.dispatch import backend, wants_native
 from cosloss.kernels.eager import cosine_similarity as kernel
-from cosloss.kernels.eager import cosine_similarity_blocks as blocks
-from cosloss.kernels.eager.plain import usable
 from cosloss.ops import opaque
 from cosloss.ops.composition import composed
 
@@ -59,8 +58,8 @@ class CosineDistance(CosineSimilarity):
         return CosineSimilarity.backward(ctx, -grads[0])
 
 
-class BlockedCosineSimilarity(Function):
-    """Either of them for plain tensors, which torch.func does not see: fast, and the same values.
+class NativeCosineSimilarity(Function):
+    """Either of them by the compiled kernels, for tensors that torch.func does not see.
 
     The first backward pass uses what the forward pass found out about the rows. One that is itself
     differentiated starts from the rows, as their derivative needs it to.
@@ -68,19 +67,22 @@ class BlockedCosineSimilarity(Function):
 
     @staticmethod
     def forward(ctx: Any, x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
-        value, factors, careful = blocks.forward(x1, x2, eps, distance)
+        found = native.cosine_similarity.forward(x1, x2, eps, distance)
+        value, statistics = found or (_every_case(x1, x2, eps, distance), None)
         ctx.eps, ctx.distance = eps, distance
-        ctx.save_for_backward(x1, x2, factors, careful)
+        ctx.save_for_backward(x1, x2, statistics)
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x1, x2, factors, careful = ctx.saved_tensors
-        grad = -grads[0] if ctx.distance else grads[0]
-        needs = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not usable(grad):
-            return *kernel.backward(grad, x1, x2, ctx.eps, needs), None, None
-        return *blocks.backward(grad, x1, x2, factors, careful, ctx.eps, needs), None, None
+        x1, x2, statistics = ctx.saved_tensors
+        sign, needs = -1 if ctx.distance else 1, ctx.needs_input_grad
+        if statistics is None or torch.is_grad_enabled() or not wants_native(grads[0]):
+            return *kernel.backward(sign * grads[0], x1, x2, ctx.eps, needs), None, None
+        found = native.cosine_similarity.backward(
+            grads[0], x1, x2, statistics, ctx.eps, sign, needs
+        )
+        return *found, None, None
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
@@ -97,7 +99,11 @@ def _row_wise(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
     if opaque.opaque(x1, x2):
         return opaque.cosine_similarity(x1, x2, eps, distance)
     if composed():
-        return (kernel.distance_forward if distance else kernel.forward)(x1, x2, eps)
-    if usable(x1, x2) and not wants_triton(x1, x2):
-        return BlockedCosineSimilarity.apply(x1, x2, eps, distance)
+        return _every_case(x1, x2, eps, distance)
+    if wants_native(x1, x2):
+        return NativeCosineSimilarity.apply(x1, x2, eps, distance)
     return (CosineDistance if distance else CosineSimilarity).apply(x1, x2, eps)
+
+
+def _every_case(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
+    return (kernel.distance_forward if distance else kernel.forward)(x1, x2, eps)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.kernels.dispatch import wants_native
 from cosloss.kernels.eager import pairwise_cosine_similarity as kernel
 from cosloss.kernels.eager import pairwise_cosine_similarity_blocks as blocks
-from cosloss.kernels.eager.plain import usable
 from cosloss.ops.composition import composed
 
 
@@ -64,7 +64,7 @@ class BlockedPairwiseCosineSimilarity(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x1, x2, *rows = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not usable(grads[0]):
+        if torch.is_grad_enabled() or not wants_native(grads[0]):
             return *kernel.backward(grads[0], x1, x2, ctx.eps, needs), None, None, None
         rows1 = blocks.Rows(*rows[:2])
         rows2 = blocks.Rows(*rows[2:]) if rows[2:] else None
@@ -75,7 +75,7 @@ def pairwise_cosine_similarity(x1: Tensor, x2: Tensor | None, eps: float) -> Ten
     """The Function that suits x1 and x2, or what it consists of where torch differentiates that."""
     if composed():
         return kernel.forward(x1, x2, eps)
-    if x1.ndim == 2 and usable(x1, x1 if x2 is None else x2):
+    if x1.ndim == 2 and x1.numel() and wants_native(x1, x1 if x2 is None else x2):
         with torch.no_grad():
             rows1 = blocks.rows(x1, eps)
             rows2 = None if x2 is None else blocks.rows(x2, eps)

@@ -85,12 +85,12 @@ def test_a_backend_can_be_forced(gpu):
 
 def test_an_unknown_backend_is_an_error():
     with (
-        pytest.raises(ValueError, match="one of eager, triton; got 'cuda'"),
+        pytest.raises(ValueError, match="one of eager, native, triton; got 'cuda'"),
         dispatch.use("cuda"),
     ):
         pass
     wrong = "import torch, cosloss; cosloss.cosine_similarity(torch.ones(1, 2), torch.ones(1, 2))"
-    assert "one of eager, triton; got 'gpu'" in run(wrong, COSLOSS_BACKEND="gpu").stderr
+    assert "one of eager, native, triton; got 'gpu'" in run(wrong, COSLOSS_BACKEND="gpu").stderr
 
 
 def test_everything_works_without_triton():

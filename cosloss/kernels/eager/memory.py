@@ -14,17 +14,14 @@ _HUGE_PAGE = 1 << 21
 _MADV_HUGEPAGE = 14
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor like x, in huge pages where the system offers them."""
-    return empty(x.shape, x)
-
-
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """The same of another shape."""
+    """An uninitialised tensor with like's dtype, in huge pages where the system offers them."""
     result = like.new_empty(shape)
+    if result.nbytes < _HUGE_PAGE or _madvise is None:
+        return result
     start = -(-result.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
     size = (result.data_ptr() + result.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE
-    if size > 0 and _madvise is not None:
+    if size > 0:
         # advice only: where it is refused, the pages are small ones
         _madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_HUGEPAGE)
     return result
