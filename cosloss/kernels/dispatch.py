@@ -8,6 +8,7 @@ CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cosloss.kernels import eager
+from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.native import library
+from cosloss.kernels.native.totals import compiled
 
 BACKENDS = ("eager", "native", "triton")
 OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat16 products
@@ -46,6 +49,14 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     """
     given = [tensor for tensor in tensors if tensor is not None]
     return _triton() if wants_triton(*given) and _plain(given) else eager
+
+
+def in_batch(matrix: Matrix, *tensors: Tensor | None) -> tuple[ModuleType, Matrix]:
+    """The engine of the in-batch losses for these tensors, and the matrix as it is to take it."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if given[0].dtype == torch.float32 and wants_native(*given):
+        return eager.in_batch, replace(matrix, totals_as=compiled)
+    return backend(*given).in_batch, matrix
 
 
 def wants_native(*tensors: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.distributed import Peers
-from cosloss.kernels.dispatch import backend
+from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.tiles import SameGroup
 from cosloss.ops.in_batch import products_as_written
@@ -55,7 +55,7 @@ class Gathered(Function):
             matrix, excluded=SameGroup(everyone.own_groups, everyone.groups), two_way=False
         )
         others = everyone.rows if everyone.columns is None else everyone.columns
-        kernel = backend(r, c).in_batch
+        kernel, own = engine_for(own, r, c)
         with products_as_written(r):
             total, _ = kernel.forward(r, others, bias, own, keep=False)
             if matrix.two_way and c is not None:
@@ -81,14 +81,14 @@ class Gathered(Function):
         grad = grads[0] * everyone.peers.world
         own_rows = told[: r.shape[0]]
         grad_r = grad_c = grad_bias = None
-        kernel = backend(r, c).in_batch
+        kernel, whole = engine_for(ctx.matrix, r, c)
 
         def gradients(
             rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
         ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
             groups = everyone.groups, everyone.own_groups
             excluded = SameGroup(*(groups if needs[1] else groups[::-1]))
-            matrix = replace(ctx.matrix, excluded=excluded, two_way=len(sides) == 2)
+            matrix = replace(whole, excluded=excluded, two_way=len(sides) == 2)
             both = torch.cat(sides)
             return kernel.backward(
                 grad * both[:, 0], both[:, 1], rows, columns, bias, matrix, None, needs

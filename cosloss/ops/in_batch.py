@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cosloss.kernels.dispatch import backend
+from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager import in_batch as kernel
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.totals import empty_total
@@ -80,7 +80,7 @@ class InBatch(Function):
     ) -> Tensor:
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
         needs = (needs_r, needs_c, needs_bias)
-        engine = backend(r, c).in_batch
+        engine, matrix = engine_for(matrix, r, c)
         one_walk = engine is kernel and (matrix.loss.linear or not matrix.two_way)
         ctx.ticket, ctx.one_walk = None, one_walk and weight is not None and any(needs)
         gradients: kernel.Gradients = (None, None, None)
@@ -107,13 +107,14 @@ class InBatch(Function):
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
         if not ctx.one_walk:
             with products_as_written(r):
-                gradients = backend(r, c).in_batch.backward(
+                engine, matrix = engine_for(ctx.matrix, r, c)
+                gradients = engine.backward(
                     grad * per_total,
                     total,
                     r,
                     c,
                     bias,
-                    ctx.matrix,
+                    matrix,
                     ctx.ticket,
                     (needs_r, needs_c, needs_bias),
                 )

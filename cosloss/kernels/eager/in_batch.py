@@ -4,7 +4,7 @@ Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits
 (N, M); totals (N,) in float64, or (N + M,) where the columns have a loss of their own, rows first.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Excluded, Tile, bands, tiles, triangle
+from cosloss.kernels.eager.totals import Totals
 from cosloss.kernels.eager.workspace import workspace
 
 # a logit matrix up to this size is kept from the forward to the backward pass
@@ -25,12 +26,18 @@ class Matrix:
     """A logit matrix's loss, its excluded pairs, and the dtype of its products.
 
     two_way: every column has a loss as well as every row; always so for a symmetric matrix.
+    totals_as: what another backend makes of the loss's totals.
     """
 
     loss: TileLoss
     excluded: Excluded
     two_way: bool
     dtype: torch.dtype
+    totals_as: Callable[[Totals], Totals] = lambda totals: totals
+
+    def totals(self, rows: Tensor, columns: Tensor | None) -> Totals:
+        """The accumulator that tiles are added to, over zeros for the rows and the columns."""
+        return self.totals_as(self.loss.totals(rows, columns))
 
 
 def forward(
@@ -39,7 +46,7 @@ def forward(
     """The totals, and a ticket for the tiles kept: None if not asked for, or too large."""
     walk = _Walk(r, c, bias, matrix)
     ticket = walk.keep_tiles() if keep else None
-    totals = matrix.loss.totals(*walk.new_totals())
+    totals = matrix.totals(*walk.new_totals())
     for i, j, memory in walk:
         totals.add(walk.logits(i, j, memory), i, j, keep)
     totals.finish()
@@ -61,29 +68,30 @@ def forward_and_backward(
     is then known as soon as its tiles are. No tile is computed twice or kept.
     """
     walk = _Walk(r, c, bias, matrix)
-    totals = matrix.loss.totals(*walk.new_totals())
-    sums = _Sums(walk, r, c, bias, needs)
+    totals = matrix.totals(*walk.new_totals())
+    sums = _Sums(walk, totals, r, c, bias, needs)
     if matrix.loss.linear:
         total = totals.joined()
         slopes, _ = matrix.loss.row_slopes(total, positive)
-        a, b = walk.split(totals.coefficients(weight * slopes, total, matrix.dtype).to(r.dtype))
+        sums.take(totals.coefficients(weight * slopes, total, matrix.dtype))
         for i, j, memory in walk:
             totals.add(walk.logits(i, j, memory), i, j, keep=True)
-            sums.add(totals.weigh(memory, i, j, a, b, out=walk.scratch(memory)), i, j)
+            sums.add(memory, i, j)
         totals.finish()
-        return totals.joined(), sums.gradients
+        return totals.joined(), sums.finish()
     weights = torch.as_tensor(weight, dtype=totals.rows.dtype, device=r.device).expand_as(positive)
-    a = r.new_empty(r.shape[0])
     for band in walk.bands():
         for i, j, memory in band:
             totals.add(walk.logits(i, j, memory), i, j, keep=True)
         rows = band[0][0]
         totals.finish(rows)
         slopes, _ = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
-        a[rows] = totals.coefficients(weights[rows] * slopes, totals.rows[rows], matrix.dtype)
+        sums.take(
+            totals.coefficients(weights[rows] * slopes, totals.rows[rows], matrix.dtype), rows
+        )
         for i, j, memory in band:
-            sums.add(totals.weigh(memory, i, j, a, None, out=memory), i, j)
-    return totals.rows, sums.gradients
+            sums.add(memory, i, j)
+    return totals.rows, sums.finish()
 
 
 def backward(
@@ -99,45 +107,72 @@ def backward(
     """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
     walk = _Walk(r, c, bias, matrix)
     kept = walk.find_tiles(ticket)
-    totals = matrix.loss.totals(*walk.split(total))
-    a, b = walk.split(totals.coefficients(grad, total, matrix.dtype).to(r.dtype))
-    sums = _Sums(walk, r, c, bias, needs)
+    totals = matrix.totals(*walk.split(total))
+    sums = _Sums(walk, totals, r, c, bias, needs)
+    sums.take(totals.coefficients(grad, total, matrix.dtype))
     for i, j, memory in walk:
         if not kept:
             totals.again(walk.logits(i, j, memory))
-        sums.add(totals.weigh(memory, i, j, a, b, out=walk.scratch(memory)), i, j)
-    return sums.gradients
+        sums.add(memory, i, j)
+    return sums.finish()
 
 
 class _Sums:
-    """The gradients on r, c and bias, to which each tile's weights are added."""
+    """The gradients on r, c and bias, summed up tile by tile.
+
+    With a loss of every column too, W_ij has a share of both: the tile becomes W. Otherwise
+    W_ij = a_i s_ij with s the tile's slopes, which the products take as they are:
+
+        grad_R = diag(a) (s C),    grad_C = s^T (diag(a) R).
+    """
 
     def __init__(
         self,
         walk: "_Walk",
+        totals: Totals,
         r: Tensor,
         c: Tensor | None,
         bias: Tensor | None,
         needs: tuple[bool, bool, bool],
     ) -> None:
-        self._walk = walk
-        self.gradients: Gradients = (
-            torch.zeros_like(r) if needs[0] else None,
-            torch.zeros_like(c) if c is not None and needs[1] else None,
-            torch.zeros_like(bias) if bias is not None and needs[2] else None,
-        )
+        self._walk, self._totals = walk, totals
+        self._grad_r = torch.zeros_like(r) if needs[0] else None
+        self._grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
+        self._grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        self._one_way = totals.columns is None
+        self._a, self._b = r.new_empty(r.shape[0]), totals.columns
+        scales_r = self._one_way and self._grad_c is not None
+        self._factor = torch.empty_like(walk.r) if scales_r else walk.r
 
-    def add(self, weight: Tensor, i: slice, j: slice) -> None:
-        walk = self._walk
-        grad_r, grad_c, grad_bias = self.gradients
-        if grad_r is not None:
-            _add_product(grad_r[i], weight, walk.c[j])
+    def take(self, coefficients: Tensor, rows: slice = slice(None)) -> None:
+        """Know the coefficients of these rows; of all rows and columns, if columns have some."""
+        a, b = self._walk.split(coefficients.to(self._a.dtype))
+        self._a[rows], self._b = a, b
+        if self._factor is not self._walk.r:
+            self._factor[rows] = self._walk.r[rows] * a[:, None]
+
+    def add(self, kept: Tensor, i: slice, j: slice) -> None:
+        """Add what the tile [i, j] says, of which the totals kept what they need."""
+        walk, scratch = self._walk, self._walk.scratch(kept)
+        if self._b is None:
+            weight = self._totals.slopes(kept, i, out=scratch)
+        else:
+            weight = self._totals.weigh(kept, i, j, self._a, self._b, out=scratch)
+        if self._grad_r is not None:
+            _add_product(self._grad_r[i], weight, walk.c[j])
             if walk.symmetric and i != j:
-                _add_product(grad_r[j], weight.T, walk.r[i])
-        if grad_c is not None:
-            _add_product(grad_c[j], weight.T, walk.r[i])
-        if grad_bias is not None:
-            grad_bias += weight.sum(dtype=grad_bias.dtype)
+                _add_product(self._grad_r[j], weight.T, walk.r[i])
+        if self._grad_c is not None:
+            _add_product(self._grad_c[j], weight.T, self._factor[i])
+        if self._grad_bias is not None:
+            of_rows = weight.sum(1, dtype=self._grad_bias.dtype)
+            self._grad_bias += (of_rows * self._a[i] if self._one_way else of_rows).sum()
+
+    def finish(self) -> Gradients:
+        """The gradients, once every tile was added."""
+        if self._one_way and self._grad_r is not None:
+            self._grad_r *= self._a[:, None]
+        return self._grad_r, self._grad_c, self._grad_bias
 
 
 class _Walk:

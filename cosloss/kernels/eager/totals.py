@@ -41,13 +41,15 @@ class Totals(ABC):
         """Leave in the tile what `add` with `keep` left in it."""
 
     @abstractmethod
-    def weigh(
-        self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor | None, out: Tensor
-    ) -> Tensor:
+    def slopes(self, kept: Tensor, i: slice, out: Tensor) -> Tensor:
+        """The gradient on the tile's logits for totals of the rows only, coefficients of 1."""
+
+    @abstractmethod
+    def weigh(self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         """The gradient on the tile's logits, from all rows' and all columns' coefficients."""
 
     def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
-        """The coefficients of `weigh` from the gradient on the totals, for logits of that dtype."""
+        """The coefficients from the gradient on the totals, for logits of that dtype."""
         return grad
 
     def finish(self, rows: slice = slice(None)) -> None:  # noqa: B027 (sums need none)
@@ -88,11 +90,10 @@ class Sums(Totals):
     def again(self, x: Tensor) -> None:
         self.slope(x)
 
-    def weigh(
-        self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor | None, out: Tensor
-    ) -> Tensor:
-        if b is None:
-            return torch.mul(kept, a[i, None], out=out)
+    def slopes(self, kept: Tensor, i: slice, out: Tensor) -> Tensor:
+        return kept
+
+    def weigh(self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return torch.add(a[i, None], b[j], out=out).mul_(kept)
 
 
@@ -133,42 +134,44 @@ class ShiftedLogSumExps(Totals):
 
     def __init__(self, rows: Tensor, columns: Tensor | None) -> None:
         super().__init__(rows, columns)
-        self._largest = [
+        self.largest = [
             torch.full_like(total, empty_total(total.dtype)) for total in self._distinct()
         ]
 
     def add(self, x: Tensor, i: slice, j: slice, keep: bool) -> None:
-        self._add(x, self.rows[i], self._largest[0][i])
+        self._add(x, self.rows[i], self.largest[0][i])
         if self.columns is not None and self._counts_columns(i, j):
-            self._add(x.T, self.columns[j], self._largest[-1][j])
+            self._add(x.T, self.columns[j], self.largest[-1][j])
 
     @staticmethod
     def _add(x: Tensor, total: Tensor, largest: Tensor) -> None:
         now = torch.maximum(largest, x.amax(1))
         total *= (largest - now).exp_()
-        total += (x - _rounded(now[:, None], x.dtype)).exp_().sum(1)
+        total += (x - rounded(now[:, None], x.dtype)).exp_().sum(1)
         largest.copy_(now)
 
     def again(self, x: Tensor) -> None:
         """The logits are what `weigh` needs."""
 
     def finish(self, rows: slice = slice(None)) -> None:
-        for total, largest in zip(self._distinct(), self._largest, strict=True):
+        for total, largest in zip(self._distinct(), self.largest, strict=True):
             total[rows].log_().add_(largest[rows]).clamp_(min=empty_total(total.dtype))
 
     def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
-        rest = total - _rounded(total, dtype)
+        rest = total - rounded(total, dtype)
         return grad * (-rest).clamp_(max=1).exp_()
 
-    def weigh(
-        self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor | None, out: Tensor
-    ) -> Tensor:
-        torch.sub(kept, _rounded(self.rows[i, None], kept.dtype), out=out).exp_().mul_(a[i, None])
-        if b is not None and self.columns is not None:
-            out += (kept - _rounded(self.columns[j], kept.dtype)).exp_().mul_(b[j])
+    def slopes(self, kept: Tensor, i: slice, out: Tensor) -> Tensor:
+        return torch.sub(kept, rounded(self.rows[i, None], kept.dtype), out=out).exp_()
+
+    def weigh(self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        assert self.columns is not None
+        self.slopes(kept, i, out).mul_(a[i, None])
+        out += (kept - rounded(self.columns[j], kept.dtype)).exp_().mul_(b[j])
         return out
 
 
-def _rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """The totals in the logits' dtype."""
     # the total of a row without pairs is beyond any other dtype
     return total.clamp(min=empty_total(dtype)).to(dtype)

@@ -18,7 +18,20 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "b
 
 _POINTER, _SIZE, _REAL, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _ROWS = (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE)
+_SINGLE = ctypes.c_float
+_ADD = (_POINTER, _SIZE, _SIZE, _SINGLE, _POINTER, _POINTER)
+_SLOPE = (_POINTER, _SIZE, _SINGLE)
 _ARGUMENTS = {
+    "add_exp": _ADD,
+    "add_softplus": _ADD,
+    "add_hinge": _ADD,
+    "slope_exp": _SLOPE,
+    "slope_softplus": _SLOPE,
+    "slope_hinge": _SLOPE,
+    "weigh": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER),
+    "add_logsumexp": (_POINTER, _SIZE, _SIZE, *4 * (_POINTER,)),
+    "slope_logsumexp": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
+    "weigh_logsumexp": (_POINTER, _SIZE, _SIZE, *5 * (_POINTER,)),
     "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
     "cosine_similarity_backward": (_POINTER, *_ROWS, _REAL, _REAL, _POINTER, _POINTER, _POINTER),
 }
