@@ -8,14 +8,35 @@ from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
-from cosloss.ops import in_batch, unit_rows
+from cosloss.ops import in_batch, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
 from cosloss.ops.transformed import transformed
 
 
 def unit(z: Tensor) -> Tensor:
     """Unit rows of z in at least float32."""
-    return unit_rows(z.to(torch.promote_types(z.dtype, torch.float32)))
+    return unit_rows(_wide(z))
+
+
+def logit_rows(z: Tensor, temperature: float | Tensor) -> Tensor:
+    """Rows whose products are logits: unit rows over the square root of the temperature."""
+    if isinstance(temperature, Tensor):
+        return unit(z) * temperature**-0.5
+    return unit_rows(_wide(z), temperature**-0.5)
+
+
+def logit_pairs(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The same of z1's rows and then z2's, (2N, D), and each row's logit with its pair, (2N,)."""
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    z1, z2 = _wide(z1.to(dtype)), _wide(z2.to(dtype))
+    if isinstance(temperature, Tensor):
+        u, products = unit_pairs(z1, z2)
+        return u * temperature**-0.5, products / temperature
+    return unit_pairs(z1, z2, temperature**-0.5)
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def largest_logit(temperature: float | Tensor) -> float:
@@ -72,22 +93,22 @@ def loss_of_rows(
     pairs: Excluded,
     *,
     two_way: bool,
-    like: Tensor,
+    dtype: torch.dtype,
     reduction: str,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     everyone: Everyone | None = None,
 ) -> Tensor:
-    """The reduced loss of the rows, in the dtype that a loss of `like` has.
+    """The reduced loss of the rows, for embeddings of that dtype.
 
     weight: one per item; the items repeat along the losses.
     """
-    matrix = Matrix(loss, pairs, two_way, _product_dtype(r, like.dtype))
+    matrix = Matrix(loss, pairs, two_way, _product_dtype(r, dtype))
     rows = positive.shape[0]
     if weight is not None:
         weight = weight.to(r.dtype)
         weight = weight.repeat(rows // weight.shape[0])
-    dtype = r.dtype if torch.is_autocast_enabled(r.device.type) else like.dtype
+    dtype = r.dtype if torch.is_autocast_enabled(r.device.type) else dtype
     if everyone is not None:
         weights = positive.new_ones(rows) if weight is None else weight.detach()
         if reduction == "mean":

@@ -85,7 +85,7 @@ def in_batch_cosine_embedding_loss(
         CosineEmbedding(margin, _negatives(n, ignore, everyone) / negative_weight),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
-        like=z,
+        dtype=z.dtype,
         reduction=reduction,
         weight=weight,
         everyone=everyone,

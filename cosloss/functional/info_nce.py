@@ -12,7 +12,14 @@ from cosloss.functional._checks import (
     check_temperature,
     check_weight,
 )
-from cosloss.functional._in_batch import excluded, gathered_batch, largest_logit, loss_of_rows, unit
+from cosloss.functional._in_batch import (
+    excluded,
+    gathered_batch,
+    largest_logit,
+    logit_pairs,
+    logit_rows,
+    loss_of_rows,
+)
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
 
 
@@ -74,24 +81,24 @@ def info_nce_loss(
     n = query.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    q, k = (unit(x) * temperature**-0.5 for x in (query, key))
+    r, positive = logit_pairs(query, key, temperature)
+    q, k = r.split(n)
     columns, pairs = k, excluded((0,), ignore, copies=1)
     if negatives is not None:
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
-        columns, pairs = unit(negatives) * temperature**-0.5, excluded((), None, copies=1)
+        columns, pairs = logit_rows(negatives, temperature), excluded((), None, copies=1)
     everyone = None
     if gather_distributed:
         everyone = gathered_batch(q, k, ignore, views=1, reduction=reduction)
-    copies = 2 if symmetric else 1
     each = symmetric and reduction == "none"
     loss = loss_of_rows(
         q,
         columns,
-        (q * k).sum(1).repeat(copies),
+        positive if symmetric else positive[:n],
         CrossEntropy(largest_logit(temperature)),
         pairs,
         two_way=symmetric,
-        like=query.new_empty(0, dtype=torch.promote_types(query.dtype, key.dtype)),
+        dtype=torch.promote_types(query.dtype, key.dtype),
         reduction=reduction,
         weight=weight,
         everyone=everyone,

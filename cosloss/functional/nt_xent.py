@@ -1,6 +1,6 @@
 """In-batch contrastive losses: called as loss(z1, z2), row i of each a view of the same item."""
 
-import torch  # noqa: F401  (the doctest's)
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -10,9 +10,14 @@ from cosloss.functional._checks import (
     check_temperature,
     check_views,
     check_weight,
-    joined,
 )
-from cosloss.functional._in_batch import excluded, gathered_batch, largest_logit, loss_of_rows, unit
+from cosloss.functional._in_batch import (
+    excluded,
+    gathered_batch,
+    largest_logit,
+    logit_pairs,
+    loss_of_rows,
+)
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 
 
@@ -69,8 +74,7 @@ def nt_xent_loss(
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    z = joined(z1, z2)
-    r = unit(z) * temperature**-0.5
+    r, positive = logit_pairs(z1, z2, temperature)
     everyone = None
     if gather_distributed:
         everyone = gathered_batch(r, None, ignore, views=2, reduction=reduction)
@@ -78,11 +82,11 @@ def nt_xent_loss(
     return loss_of_rows(
         r,
         None,
-        (r * r.roll(n, 0)).sum(1),
+        positive,
         loss(largest_logit(temperature)),
         excluded((0, n, -n), ignore, copies=2),
         two_way=True,
-        like=z,
+        dtype=torch.promote_types(z1.dtype, z2.dtype),
         reduction=reduction,
         weight=weight,
         everyone=everyone,

@@ -11,7 +11,7 @@ from cosloss.functional._checks import (
     check_views,
     check_weight,
 )
-from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows, unit
+from cosloss.functional._in_batch import excluded, gathered_batch, logit_pairs, loss_of_rows
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 
 
@@ -68,7 +68,8 @@ def sigmoid_contrastive_loss(
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    r, c = (unit(z) * temperature**-0.5 for z in (z1, z2))
+    both, positive = logit_pairs(z1, z2, temperature)
+    r, c = both.split(n)
     offset = bias.to(r.dtype) if isinstance(bias, Tensor) else r.new_tensor(bias)
     everyone = None
     if gather_distributed:
@@ -76,11 +77,11 @@ def sigmoid_contrastive_loss(
     return loss_of_rows(
         r,
         c,
-        (r * c).sum(1) + offset,
+        positive[:n] + offset,
         SigmoidContrast(),
         excluded((0,), ignore, copies=1),
         two_way=False,
-        like=z1.new_empty(0, dtype=torch.promote_types(z1.dtype, z2.dtype)),
+        dtype=torch.promote_types(z1.dtype, z2.dtype),
         reduction=reduction,
         weight=weight,
         bias=offset,

@@ -11,7 +11,7 @@ from cosloss.functional._checks import (
     check_temperature,
     check_weight,
 )
-from cosloss.functional._in_batch import gathered_batch, largest_logit, loss_of_rows, unit
+from cosloss.functional._in_batch import gathered_batch, largest_logit, logit_rows, loss_of_rows
 from cosloss.kernels.eager.cross_entropy import Contrast
 from cosloss.kernels.eager.tiles import Diagonals, SameGroupOtherClass
 from cosloss.ops.gathered import Everyone
@@ -76,7 +76,7 @@ def sup_con_loss(
     check_groups(ignore, z.shape[0])
     if gather_distributed and ignore is not None:
         raise ValueError("gather_distributed takes no ignore in this loss: leave one of them out")
-    r = unit(z) * temperature**-0.5
+    r = logit_rows(z, temperature)
     everyone = None
     if gather_distributed:
         everyone = gathered_batch(r, None, None, views=1, reduction=reduction)
@@ -94,7 +94,7 @@ def sup_con_loss(
         Contrast(largest_logit(temperature)),
         Diagonals((0,)) if ignore is None else SameGroupOtherClass(ignore, labels),
         two_way=True,
-        like=z,
+        dtype=z.dtype,
         reduction="none" if reduction == "none" else "sum",
         weight=share,
     )
@@ -145,7 +145,7 @@ def _across_processes(
         Contrast(largest_logit(temperature)),
         Diagonals((0,)),
         two_way=True,
-        like=r,
+        dtype=r.dtype,
         reduction="sum",
         weight=share[own],
         everyone=everyone,

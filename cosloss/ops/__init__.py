@@ -11,7 +11,7 @@ from cosloss.ops.pairwise_cosine_similarity import (
     PairwiseCosineSimilarity,
     pairwise_cosine_similarity,
 )
-from cosloss.ops.unit_rows import UnitRows, unit_rows
+from cosloss.ops.unit_rows import UnitRows, unit_pairs, unit_rows
 
 __all__ = [
     "CosineDistance",
@@ -23,5 +23,6 @@ __all__ = [
     "cosine_similarity",
     "in_batch",
     "pairwise_cosine_similarity",
+    "unit_pairs",
     "unit_rows",
 ]
