@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cosloss.kernels.eager.memory import empty
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Excluded, Tile, bands, tiles, triangle
 from cosloss.kernels.eager.totals import Totals
@@ -196,7 +197,7 @@ class _Walk:
         if self._kept is not None:
             yield from _placed(self._tiles, self._kept)
         else:
-            buffer = self.r.new_empty(self._largest)
+            buffer = empty((self._largest,), self.r)
             for tile in self._tiles:
                 yield from _placed([tile], buffer)
 
@@ -204,7 +205,7 @@ class _Walk:
         """The tiles of the same rows together, each with its memory until the next band."""
         every = bands(self.r.shape[0], self.c.shape[0], self.r.device)
         height = max(band[0][0].stop - band[0][0].start for band in every)
-        buffer = self.r.new_empty(height * self.c.shape[0])
+        buffer = empty((height * self.c.shape[0],), self.r)
         return (list(_placed(band, buffer)) for band in every)
 
     def keep_tiles(self) -> object:
@@ -233,7 +234,7 @@ class _Walk:
     def scratch(self, tile: Tensor) -> Tensor:
         """Memory of the tile's shape."""
         if self._scratch is None:
-            self._scratch = self.r.new_empty(self._largest)
+            self._scratch = empty((self._largest,), self.r)
         return self._scratch[: tile.numel()].view(tile.shape)
 
     def new_totals(self) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ _MADV_HUGEPAGE = 14
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor with like's dtype, in huge pages where the system offers them."""
     result = like.new_empty(shape)
-    if result.nbytes < _HUGE_PAGE or _madvise is None:
+    if result.nbytes < _HUGE_PAGE or not result.is_cpu or _madvise is None:
         return result
     start = -(-result.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
     size = (result.data_ptr() + result.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE

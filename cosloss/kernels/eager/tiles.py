@@ -38,7 +38,7 @@ def triangle(rows: int, device: torch.device) -> list[Tile]:
     side = _largest_side(device)
 
     def halves(block: slice) -> Iterator[Tile]:
-        if block.stop - block.start <= side // 4:
+        if block.stop - block.start <= side // 2:
             yield block, block
             return
         middle = (block.start + block.stop) // 2

@@ -9,6 +9,8 @@ import threading
 import torch
 from torch import Tensor
 
+from cosloss.kernels.eager.memory import empty
+
 
 class Workspace(threading.local):
     """One buffer per thread and its present holder's ticket."""
@@ -23,7 +25,7 @@ class Workspace(threading.local):
         buffer = self._buffer
         if buffer is None or buffer.device != like.device or not size <= buffer.numel() <= 4 * size:
             self._buffer = buffer = None  # the old memory goes before the new comes
-            self._buffer = torch.empty(size, dtype=torch.uint8, device=like.device)
+            self._buffer = empty((size,), like.new_empty(0, dtype=torch.uint8))
         self._ticket = object()
         return self.held(elements, like), self._ticket
 
