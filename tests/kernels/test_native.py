@@ -8,7 +8,6 @@ from cosloss.kernels import native
 from cosloss.kernels.dispatch import wants_native
 from cosloss.kernels.eager import cosine_similarity as every_case
 from cosloss.kernels.eager import pairwise_cosine_similarity as pairwise
-from cosloss.kernels.eager import pairwise_cosine_similarity_blocks as pairwise_blocks
 from cosloss.kernels.native import library
 
 SPACING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2**-7}
@@ -69,32 +68,25 @@ def test_under_a_dispatch_mode_it_is_not_plain():
         assert not wants_native(x)
 
 
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
-@pytest.mark.parametrize("side", [1, 5, 512])
-@pytest.mark.parametrize("two", [True, False], ids=["two", "one"])
-def test_pairwise_blocks_equal_the_formulas_for_every_case(monkeypatch, side, needs, two):
-    monkeypatch.setattr(pairwise_blocks, "SIDE", side)
+@pytest.mark.parametrize("dtype", SPACING, ids=str)
+@pytest.mark.parametrize("block", [5, 16, 256])
+@pytest.mark.parametrize("needs", [(True,), (True, True), (True, False), (False, True)], ids=str)
+def test_pairwise_equals_the_formulas_for_every_case(monkeypatch, needs, block, dtype):
+    monkeypatch.setattr(native.pairwise_cosine_similarity, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(23, 13, generator=generator)
-    y = torch.randn(17, 13, generator=generator) if two else None
-    x[3], x[5] = 1e-7 * x[3], 1e8 * x[5]
-    rows1 = pairwise_blocks.rows(x, 1e-8)
-    rows2 = None if y is None else pairwise_blocks.rows(y, 1e-8)
-    assert rows1 is not None
-    ours = pairwise_blocks.forward(rows1, rows2)
-    torch.testing.assert_close(ours, pairwise.forward(x, y, 1e-8), rtol=0, atol=5e-7)
-    grad = torch.randn(ours.shape, generator=generator)
-    found = pairwise_blocks.backward(grad, rows1, rows2, needs)
-    exact = pairwise.backward(grad, x, y, 1e-8, needs)
-    for side, f, e in zip((x, y), found, exact, strict=True):
+    x = torch.randn(299, 13, generator=generator).to(dtype)
+    y = torch.randn(17, 13, generator=generator).to(dtype) if needs[1:] else None
+    x[3], x[5], x[7], x[9] = 0, 1e25 * x[5], 3 * x[8], 1e-9 * x[9]
+    ours, rows = native.pairwise_cosine_similarity.forward(x, y, 1e-8)
+    exact = pairwise.forward(x, y, 1e-8)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=SPACING[dtype])
+    if y is None:
+        assert torch.equal(ours, ours.T)
+        assert torch.equal(ours.diagonal() == 1, x.norm(dim=1) > 1e-8)
+    grad = torch.randn(ours.shape, generator=generator).to(dtype)
+    found = native.pairwise_cosine_similarity.backward(grad, rows, 1e-8, needs)
+    for side, f, e in zip((x, y), found, pairwise.backward(grad, x, y, 1e-8, needs), strict=False):
         assert (f is None) == (e is None)
         if f is not None:
-            scale = side.norm(dim=1, keepdim=True)
-            torch.testing.assert_close(f * scale, e * scale, rtol=1e-5, atol=1e-5)
-
-
-def test_a_row_that_needs_care_takes_the_formulas_for_every_case():
-    x = torch.ones(3, 4)
-    for entry in (0, 1e-9, 1e30, torch.nan, torch.inf):
-        x[1] = entry
-        assert pairwise_blocks.rows(x, 1e-8) is None, entry
+            size = grad.double().norm() / side.double().norm(dim=1, keepdim=True).clamp_min(1e-8)
+            torch.testing.assert_close(f / size, e / size, rtol=0, atol=SPACING[dtype])

@@ -21,6 +21,10 @@ _ROWS = (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE)
 _ARGUMENTS = {
     "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
     "cosine_similarity_backward": (_POINTER, *_ROWS, _REAL, _REAL, _POINTER, _POINTER, _POINTER),
+    "pairwise_rows": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
+    "pairwise_through_rows": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _REAL),
+    "pairwise_mirror": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _REAL),
+    "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
 }
 
 
