@@ -28,13 +28,17 @@ _ARGUMENTS = {
 }
 
 
+def usable() -> tuple[str, ...]:
+    """The builds that this CPU runs, the best first."""
+    level = torch.backends.cpu.get_cpu_capability().lower()
+    return BUILDS[BUILDS.index(level) if level in BUILDS else -1 :]
+
+
 @cache
 def loaded() -> ctypes.CDLL | None:
     """The library, or None: not compiled, or not for the OpenMP that this torch has."""
-    level = torch.backends.cpu.get_cpu_capability().lower()
-    usable = BUILDS[BUILDS.index(level) if level in BUILDS else -1 :]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    paths = (Path(__file__).with_name(f"_{build}{suffix}") for build in usable)
+    paths = (Path(__file__).with_name(f"_{build}{suffix}") for build in usable())
     path = next(filter(Path.exists, paths), None)
     try:
         return None if path is None else ctypes.CDLL(str(path))
