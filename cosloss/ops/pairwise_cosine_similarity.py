@@ -7,15 +7,16 @@ With unit rows u_i = x_i / max(|x_i|, eps), v_j likewise, and S = U V^T, a gradi
 When V is U, S is symmetric, and one product is enough: grad_u = (G + G^T) u.
 """
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.kernels import native
 from cosloss.kernels.dispatch import wants_native
 from cosloss.kernels.eager import pairwise_cosine_similarity as kernel
-from cosloss.kernels.eager import pairwise_cosine_similarity_blocks as blocks
 from cosloss.ops.composition import composed
 
 
@@ -41,44 +42,36 @@ class PairwiseCosineSimilarity(Function):
         return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
 
 
-class BlockedPairwiseCosineSimilarity(Function):
-    """The same for rows that torch.func does not see and that need no particular care: fast.
+class NativePairwiseCosineSimilarity(Function):
+    """The same by the compiled kernels, for tensors that torch.func does not see.
 
     A backward pass that is itself differentiated starts from x1 and x2, not from their unit rows.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x1: Tensor,
-        x2: Tensor | None,
-        rows1: blocks.Rows,
-        rows2: blocks.Rows | None,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, x1: Tensor, x2: Tensor | None, eps: float) -> Tensor:
+        found = native.pairwise_cosine_similarity.forward(x1, x2, eps)
+        value, rows = found or (kernel.forward(x1, x2, eps), [])
         ctx.eps = eps
-        ctx.save_for_backward(x1, x2, *rows1, *(rows2 or ()))
-        return blocks.forward(rows1, rows2)
+        ctx.save_for_backward(x1, x2, *chain.from_iterable(rows))
+        return value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x1, x2, *rows = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x1, x2, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not wants_native(grads[0]):
-            return *kernel.backward(grads[0], x1, x2, ctx.eps, needs), None, None, None
-        rows1 = blocks.Rows(*rows[:2])
-        rows2 = blocks.Rows(*rows[2:]) if rows[2:] else None
-        return *blocks.backward(grads[0], rows1, rows2, needs), None, None, None
+        if not saved or torch.is_grad_enabled() or not wants_native(grads[0]):
+            return *kernel.backward(grads[0], x1, x2, ctx.eps, needs), None
+        chosen = native.pairwise_cosine_similarity
+        rows = [chosen.Rows(*saved[at : at + 2]) for at in range(0, len(saved), 2)]
+        grad1, *grad2 = chosen.backward(grads[0], rows, ctx.eps, needs)
+        return grad1, grad2[0] if grad2 else None, None
 
 
 def pairwise_cosine_similarity(x1: Tensor, x2: Tensor | None, eps: float) -> Tensor:
     """The Function that suits x1 and x2, or what it consists of where torch differentiates that."""
     if composed():
         return kernel.forward(x1, x2, eps)
-    if x1.ndim == 2 and x1.numel() and wants_native(x1, x1 if x2 is None else x2):
-        with torch.no_grad():
-            rows1 = blocks.rows(x1, eps)
-            rows2 = None if x2 is None else blocks.rows(x2, eps)
-        if rows1 is not None and (x2 is None or rows2 is not None):
-            return BlockedPairwiseCosineSimilarity.apply(x1, x2, rows1, rows2, eps)
+    if x1.ndim == 2 and wants_native(x1, x1 if x2 is None else x2):
+        return NativePairwiseCosineSimilarity.apply(x1, x2, eps)
     return PairwiseCosineSimilarity.apply(x1, x2, eps)

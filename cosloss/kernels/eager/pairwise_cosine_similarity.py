@@ -49,5 +49,5 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _symmetric(similarity: Tensor, rows: ClampedRows) -> Tensor:
     # a matrix product need not sum (i, j) and (j, i) in the same order
     row = torch.arange(similarity.shape[-1], device=similarity.device)
-    unit_diagonal = (row == row[:, None]) & ~rows.clamped
+    unit_diagonal = (row == row[:, None]) & ~rows.clamped & ~similarity.isnan()
     return torch.where(unit_diagonal, 1, (similarity + similarity.mT) / 2)

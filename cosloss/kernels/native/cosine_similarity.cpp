@@ -4,18 +4,15 @@
 // and S near +-1, at which the gradient cancels, leaves enough digits. `stride` is the distance of
 // two rows, in elements. A row's statistics are n = max(|x|, eps), m likewise, and S.
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "numbers.h"
+#include "rows.h"
 
 namespace {
 
-constexpr int64_t PARALLEL_ELEMENTS = 1 << 14;  // fewer are not worth waking another thread
-constexpr double NEAR_ONE = 0.9375;             // up to this S, 1 - S loses at most 4 bits
-constexpr double SMALLEST_SQUARE = 1e-150, LARGEST_SQUARE = 1e150;
+constexpr double NEAR_ONE = 0.9375;  // up to this S, 1 - S loses at most 4 bits
 
 enum { NORM1, NORM2, SIMILARITY, STATISTICS };
 
@@ -34,14 +31,6 @@ Products products(const T* x, const T* y, int64_t d) {
     xy += a * b;
   }
   return {xx, yy, xy};
-}
-
-// Whether no square has left float64's range; those of narrower numbers cannot.
-template <typename T>
-bool in_range(double sum, const T* x, int64_t d) {
-  if (!std::is_same_v<T, double>) return true;
-  const bool zero = sum == 0 && std::all_of(x, x + d, [](T v) { return wide(v) == 0; });
-  return zero || (sum >= SMALLEST_SQUARE && sum <= LARGEST_SQUARE);
 }
 
 // 1 - <u, v> is |u - v|^2 / 2 for unit rows; the square of a clamped one lacks half of 1 - |u|^2.

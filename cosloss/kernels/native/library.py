@@ -37,16 +37,24 @@ _ARGUMENTS = {
     "weigh_logsumexp": (_POINTER, _SIZE, _SIZE, *5 * (_POINTER,)),
     "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
     "cosine_similarity_backward": (_POINTER, *_ROWS, _REAL, _REAL, _POINTER, _POINTER, _POINTER),
+    "pairwise_rows": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
+    "pairwise_through_rows": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _REAL),
+    "pairwise_mirror": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _REAL),
+    "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
 }
+
+
+def usable() -> tuple[str, ...]:
+    """The builds that this CPU runs, the best first."""
+    level = torch.backends.cpu.get_cpu_capability().lower()
+    return BUILDS[BUILDS.index(level) if level in BUILDS else -1 :]
 
 
 @cache
 def loaded() -> ctypes.CDLL | None:
     """The library, or None: not compiled, or not for the OpenMP that this torch has."""
-    level = torch.backends.cpu.get_cpu_capability().lower()
-    usable = BUILDS[BUILDS.index(level) if level in BUILDS else -1 :]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    paths = (Path(__file__).with_name(f"_{build}{suffix}") for build in usable)
+    paths = (Path(__file__).with_name(f"_{build}{suffix}") for build in usable())
     path = next(filter(Path.exists, paths), None)
     try:
         return None if path is None else ctypes.CDLL(str(path))

@@ -1,0 +1,163 @@
+// What pairwise cosine similarity does beside its matrix products.
+//
+// Rows are normalised with sums in float64. `stride` is the distance of two rows, in elements; other
+// tensors are contiguous. A row's norm is max(|x|, eps), or 0 for a zero row: it is clamped where it
+// is at most eps.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "rows.h"
+
+namespace {
+
+constexpr int64_t CORNER = 16;  // the side of a square that is turned at once
+constexpr int64_t STRIP = 64;   // columns that a thread goes down: some neighbouring cache lines
+
+// unit = x / norm. Returns whether all rows were in range; unit is right only if they were.
+template <typename T>
+bool unit_rows(const T* x, int64_t stride, int64_t n, int64_t d, double eps, T* unit,
+               double* norm) {
+  bool all_in_range = true;
+#pragma omp parallel for schedule(static) reduction(&& : all_in_range) if (n * d > PARALLEL_ELEMENTS)
+  for (int64_t i = 0; i < n; i++) {
+    const T* row = x + i * stride;
+    T* out = unit + i * d;
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < d; k++) sum += double(row[k]) * row[k];
+    all_in_range = all_in_range && in_range(sum, row, d);
+    const double length = std::sqrt(sum);
+    norm[i] = sum == 0 ? 0 : length <= eps ? eps : length;
+    const double inverse = sum == 0 ? 0 : 1 / norm[i];
+    for (int64_t k = 0; k < d; k++) out[k] = T(row[k] * inverse);
+  }
+  return all_in_range;
+}
+
+// grad = (grad - <grad, unit> unit [norm > eps]) / norm, in place
+template <typename T>
+void through_unit_rows(T* grad, const T* unit, const double* norm, int64_t n, int64_t d,
+                       double eps) {
+#pragma omp parallel for schedule(static) if (n * d > PARALLEL_ELEMENTS)
+  for (int64_t i = 0; i < n; i++) {
+    T* g = grad + i * d;
+    const T* u = unit + i * d;
+    if (norm[i] == 0) {
+      std::fill(g, g + d, T(0));
+      continue;
+    }
+    double along = 0;
+#pragma omp simd reduction(+ : along)
+    for (int64_t k = 0; k < d; k++) along += double(g[k]) * u[k];
+    if (norm[i] <= eps) along = 0;
+    const double inverse = 1 / norm[i];
+    for (int64_t k = 0; k < d; k++) g[k] = T((g[k] - along * u[k]) * inverse);
+  }
+}
+
+template <typename T>
+void shuffle(const T* from, T* to) {
+  constexpr int64_t half = CORNER * CORNER / 2;
+  for (int64_t k = 0; k < half; k++) {
+    to[2 * k] = from[k];
+    to[2 * k + 1] = from[half + k];
+  }
+}
+
+// turned = x^T, for a corner x of a matrix whose rows are `size` apart. Four perfect shuffles of a
+// 16 x 16 square make its columns its rows; compilers vectorise them, and not the plain loop.
+template <typename T>
+void turn(const T* x, int64_t size, int64_t rows, int64_t columns, T turned[CORNER][CORNER]) {
+  T shuffled[CORNER * CORNER];
+  if (columns == CORNER)  // a length that the compiler knows
+    for (int64_t r = 0; r < rows; r++) std::copy(x + r * size, x + r * size + CORNER, turned[r]);
+  else
+    for (int64_t r = 0; r < rows; r++) std::copy(x + r * size, x + r * size + columns, turned[r]);
+  shuffle(turned[0], shuffled);
+  shuffle(shuffled, turned[0]);
+  shuffle(turned[0], shuffled);
+  shuffle(shuffled, turned[0]);
+}
+
+template <typename T>
+T clamped(T s) {
+  return s > 1 ? T(1) : s < -1 ? T(-1) : s;  // NaN stays
+}
+
+// Of one corner on or above the diagonal.
+template <typename T>
+void mirror_corner(T* s, int64_t size, int64_t i, int64_t j, int64_t rows, int64_t columns,
+                   const double* norm, double eps) {
+  T turned[CORNER][CORNER], *corner = s + i * size + j;
+  for (int64_t r = 0; r < rows; r++) {
+    T* row = corner + r * size;
+    for (int64_t c = 0; c < columns; c++) row[c] = clamped(row[c]);
+  }
+  turn(corner, size, rows, columns, turned);
+  for (int64_t c = 0; c < columns; c++) {
+    T* row = s + (j + c) * size + i;
+    const int64_t below = std::min(rows, j + c - i);  // on the diagonal, not all of the row
+    std::copy(turned[c], turned[c] + below, row);
+    if (below < rows && norm[j + c] > eps && row[below] == row[below]) row[below] = 1;
+  }
+}
+
+// Given the products in the rows first..last from the diagonal on: their clamped values there and
+// mirrored below the diagonal, which is 1 except for clamped rows and NaN.
+template <typename T>
+void mirror(T* s, int64_t size, int64_t first, int64_t last, const double* norm, double eps) {
+#pragma omp parallel for schedule(dynamic) if ((last - first) * (size - first) > PARALLEL_ELEMENTS)
+  for (int64_t strip = first; strip < size; strip += STRIP) {
+    const int64_t end = std::min(strip + STRIP, size);
+    for (int64_t i = first; i < std::min(last, end); i += CORNER)
+      for (int64_t j = std::max(strip, i); j < end; j += CORNER)
+        mirror_corner(s, size, i, j, std::min(CORNER, last - i), std::min(CORNER, end - j), norm,
+                      eps);
+  }
+}
+
+// out = the rows first..last of grad + grad^T
+template <typename T>
+void add_mirrored(const T* grad, int64_t size, int64_t first, int64_t last, T* out) {
+#pragma omp parallel for schedule(static) if ((last - first) * size > PARALLEL_ELEMENTS)
+  for (int64_t strip = 0; strip < size; strip += STRIP) {
+    const int64_t end = std::min(strip + STRIP, size);
+    T turned[CORNER][CORNER];
+    for (int64_t i = first; i < last; i += CORNER)
+      for (int64_t j = strip; j < end; j += CORNER) {
+        const int64_t rows = std::min(CORNER, last - i), columns = std::min(CORNER, end - j);
+        turn(grad + j * size + i, size, columns, rows, turned);
+        for (int64_t r = 0; r < rows; r++) {
+          const T* row = grad + (i + r) * size + j;
+          T* sum = out + (i - first + r) * size + j;
+          for (int64_t c = 0; c < columns; c++) sum[c] = row[c] + turned[r][c];
+        }
+      }
+  }
+}
+
+}  // namespace
+
+#define PAIRWISE_COSINE_SIMILARITY(T, NAME)                                                      \
+  extern "C" int pairwise_rows_##NAME(const T* x, int64_t stride, int64_t n, int64_t d, double eps,  \
+                                  T* unit, double* norm) {                                       \
+    return unit_rows(x, stride, n, d, eps, unit, norm);                                          \
+  }                                                                                              \
+  extern "C" void pairwise_through_rows_##NAME(T* grad, const T* unit, const double* norm,           \
+                                           int64_t n, int64_t d, double eps) {                   \
+    through_unit_rows(grad, unit, norm, n, d, eps);                                              \
+  }                                                                                              \
+  extern "C" void pairwise_mirror_##NAME(T* s, int64_t size, int64_t first, int64_t last,                 \
+                                const double* norm, double eps) {                                \
+    mirror(s, size, first, last, norm, eps);                                                     \
+  }                                                                                              \
+  extern "C" void pairwise_add_mirrored_##NAME(const T* grad, int64_t size, int64_t first, int64_t last,  \
+                                      T* out) {                                                  \
+    add_mirrored(grad, size, first, last, out);                                                  \
+  }
+
+PAIRWISE_COSINE_SIMILARITY(float, float32)
+PAIRWISE_COSINE_SIMILARITY(double, float64)
