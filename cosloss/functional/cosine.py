@@ -188,7 +188,7 @@ def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
             raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
     if not eps >= 0:
         raise RuntimeError(f"eps must be non-negative; got {eps}")
-    dtype = reduce_with(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    dtype = reduce_with(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
     if not dtype.is_floating_point:
         raise RuntimeError(f"expected a common real floating-point dtype; got {dtype}")
     return [tensor.to(dtype) for tensor in tensors.values()]

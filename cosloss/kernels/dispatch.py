@@ -28,6 +28,15 @@ OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat1
 _forced = os.environ.get("COSLOSS_BACKEND")
 
 
+def _keys(inference: bool) -> int:
+    with torch.inference_mode(inference):
+        return torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+
+
+# a tensor that is batched, wrapped, negated, sparse, quantised or elsewhere has other dispatch keys
+_KEYS_IN_MEMORY = {_keys(inference=False), _keys(inference=True)}
+
+
 @contextmanager
 def use(name: str | None) -> Iterator[None]:
     """Force a backend, in every thread; None goes back to the choice by device."""
@@ -89,10 +98,8 @@ def wants_triton(*tensors: Tensor) -> bool:
 def _in_memory(x: Tensor) -> bool:
     return (
         type(x) in (Tensor, torch.nn.Parameter)
-        # a batched gradient's tensors say that they are on the CPU, and have no values of their own
-        and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.CPU)
         and x.dtype in library.DTYPES
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._dispatch_keys(x).raw_repr() in _KEYS_IN_MEMORY
     )
 
 

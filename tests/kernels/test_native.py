@@ -299,3 +299,15 @@ def test_the_table_judges_the_backend_that_runs(monkeypatch, backend):
 
 def off_by_five_per_cent(backward):
     return lambda *a: [None if g is None else 1.05 * g for g in backward(*a)]
+
+
+def test_a_tensor_whose_memory_is_not_its_values_is_not_read():
+    x, y = torch.randn(2, 4, 8)
+    negated = torch._neg_view(x)  # as the imaginary part of a conjugate is
+    assert not wants_native(negated)
+    ours = cosloss.cosine_similarity(negated, y)
+    torch.testing.assert_close(ours, -cosloss.cosine_similarity(x, y))
+    assert not wants_native(x.to("meta"))
+    assert wants_native(torch.nn.Parameter(x), x.requires_grad_() * 2)
+    with torch.inference_mode():
+        assert wants_native(x, x * 2)

@@ -8,7 +8,7 @@
 
 #include "numbers.h"
 
-constexpr int64_t PARALLEL_ELEMENTS = 1 << 14;  // fewer are not worth waking another thread
+constexpr int64_t PARALLEL_ELEMENTS = 1 << 13;  // fewer are not worth waking another thread
 constexpr double SMALLEST_SQUARE = 1e-150, LARGEST_SQUARE = 1e150;
 
 // Whether no square has left float64's range; those of narrower numbers cannot.

@@ -10,11 +10,10 @@
 #include <cstdlib>
 
 #include "exponential.h"
-#include "numbers.h"
+#include "rows.h"
 
 namespace {
 
-constexpr int64_t PARALLEL_ELEMENTS = 1 << 14;  // fewer are not worth waking another thread
 constexpr int64_t BAND = 32;                    // rows whose sum along a column is in float32
 constexpr int64_t STRIPE = 128;                 // columns that one thread goes down
 

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstdint>
 
-namespace {
+#include "rows.h"
 
-constexpr int64_t PARALLEL_ELEMENTS = 1 << 14;  // fewer are not worth waking another thread
+namespace {
 
 double dot(const float* x, const float* y, int64_t d) {
   double sum = 0;
@@ -44,7 +44,7 @@ extern "C" void paired_products_float32(const float* r, int64_t n, int64_t d, fl
 // The gradient on rows first to first + n of z, of which row i's pair is row i + pairs or i - pairs.
 //
 // h = grad_r + grad_product r_pair is the gradient on r = scale u, and (h - <h, u> u) scale / |z|
-// the one on z. Either gradient may be missing. In one dimension <h, u> u is h without an error.
+// the one on z. Either gradient may be missing.
 extern "C" void unit_rows_backward_float32(const float* grad_r, const float* grad_products,
                                            const float* r, const double* inverse, int64_t pairs,
                                            int64_t first, int64_t n, int64_t d, double scale,
@@ -65,14 +65,10 @@ extern "C" void unit_rows_backward_float32(const float* grad_r, const float* gra
 #pragma omp simd
       for (int64_t k = 0; k < d; k++) h[k] = grad_products ? grad[k] + h[k] : grad[k];
     }
-    const double length = std::sqrt(dot(own, own, d));
-    if (length == 0) {  // a zero row
-      std::fill(h, h + d, 0.f);
-      continue;
-    }
-    const double along = dot(h, own, d) / length;
-    const double factor = scale * inverse[i];
+    const double square = dot(own, own, d);  // 0 for a zero row, and scale^2 to rounding
+    const double along = square == 0 ? 0 : dot(h, own, d) / square;
+    const double factor = d == 1 ? 0 : scale * inverse[i];  // rounding alone, in one dimension
 #pragma omp simd
-    for (int64_t k = 0; k < d; k++) h[k] = float((h[k] - along * (own[k] / length)) * factor);
+    for (int64_t k = 0; k < d; k++) h[k] = float((h[k] - along * own[k]) * factor);
   }
 }
