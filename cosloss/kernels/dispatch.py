@@ -8,7 +8,6 @@ CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -64,7 +63,7 @@ def in_batch(matrix: Matrix, *tensors: Tensor | None) -> tuple[ModuleType, Matri
     """The engine of the in-batch losses for these tensors, and the matrix as it is to take it."""
     given = [tensor for tensor in tensors if tensor is not None]
     if given[0].dtype == torch.float32 and wants_native(*given):
-        return eager.in_batch, replace(matrix, totals_as=compiled)
+        return eager.in_batch, matrix.with_totals_as(compiled)
     return backend(*given).in_batch, matrix
 
 

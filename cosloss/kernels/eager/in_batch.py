@@ -40,6 +40,10 @@ class Matrix:
         """The accumulator that tiles are added to, over zeros for the rows and the columns."""
         return self.totals_as(self.loss.totals(rows, columns))
 
+    def with_totals_as(self, totals_as: Callable[[Totals], Totals]) -> "Matrix":
+        """The same matrix with another backend's totals."""
+        return Matrix(self.loss, self.excluded, self.two_way, self.dtype, totals_as)
+
 
 def forward(
     r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
@@ -148,7 +152,11 @@ class _Sums:
     def take(self, coefficients: Tensor, rows: slice = slice(None)) -> None:
         """Know the coefficients of these rows; of all rows and columns, if columns have some."""
         a, b = self._walk.split(coefficients.to(self._a.dtype))
-        self._a[rows], self._b = a, b
+        if rows == slice(None):
+            self._a = a
+        else:
+            self._a[rows] = a
+        self._b = b
         if self._factor is not self._walk.r:
             self._factor[rows] = self._walk.r[rows] * a[:, None]
 
@@ -220,7 +228,7 @@ class _Walk:
         """Whether the tiles that a walk kept are there, for this walk to go over again."""
         if not workspace.holds(ticket):
             return False
-        self._kept = workspace.held(self._elements, self.r)
+        self._kept = workspace.held()
         return True
 
     def logits(self, i: slice, j: slice, memory: Tensor) -> Tensor:
