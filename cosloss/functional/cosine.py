@@ -174,11 +174,13 @@ def cosine_embedding_loss(
     input1, input2 = _broadcast(input1, input2)
     _check_pairs(input1, reduction, target=target, weight=weight)
     target = target.double()  # in uint8, 255 equals -1
-    if _can_wait(target):
-        _check_target(target)
+    positive, negative = target == 1, target == -1
     distance = cosine_distance(input1, input2, EMBEDDING_LOSS_EPS)
-    loss = torch.where(target == 1, distance, torch.relu((1 - margin) - distance))
-    loss = loss * torch.where((target == 1) | (target == -1), 1.0, torch.nan).to(loss.dtype)
+    loss = torch.where(positive, distance, torch.relu((1 - margin) - distance))
+    if _can_wait(target):
+        _check_target(target, positive | negative)
+    else:
+        loss = loss * torch.where(positive | negative, 1.0, torch.nan).to(loss.dtype)
     return reduce(loss if weight is None else weight * loss, reduction)
 
 
@@ -188,10 +190,11 @@ def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
             raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
     if not eps >= 0:
         raise RuntimeError(f"eps must be non-negative; got {eps}")
-    dtype = reduce_with(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtype = reduce_with(torch.promote_types, dtypes)
     if not dtype.is_floating_point:
         raise RuntimeError(f"expected a common real floating-point dtype; got {dtype}")
-    return [tensor.to(dtype) for tensor in tensors.values()]
+    return [x if x.dtype == dtype else x.to(dtype) for x in tensors.values()]
 
 
 def _broadcast(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,7 +245,6 @@ def _can_wait(target: Tensor) -> bool:
     )
 
 
-def _check_target(target: Tensor) -> None:
-    invalid = target[(target != 1) & (target != -1)]
-    if invalid.numel():
-        raise ValueError(f"every target must be 1 or -1; got {invalid[0].item()}")
+def _check_target(target: Tensor, valid: Tensor) -> None:
+    if not valid.all():
+        raise ValueError(f"every target must be 1 or -1; got {target[~valid][0].item()}")
