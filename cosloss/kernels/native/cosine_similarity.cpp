@@ -78,26 +78,30 @@ bool forward(const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t
   return all_in_range;
 }
 
-// out = g (y / m - slope x / n) / n
-template <typename T>
-void row_backward(double g, const T* x, double n, double slope, const T* y, double m, T* out,
-                  int64_t d) {
-  const double a = 1 / m, b = slope / n, c = g / n;
+// grad_x = a y - b1 x and grad_y = a x - b2 y: those that are asked for, in one pass.
+template <bool FIRST, bool SECOND, typename T>
+void row_backward(const T* x, const T* y, int64_t d, double a, double b1, double b2, T* grad_x,
+                  T* grad_y) {
 #pragma omp simd
-  for (int64_t k = 0; k < d; k++) out[k] = narrow<T>((wide(y[k]) * a - wide(x[k]) * b) * c);
+  for (int64_t k = 0; k < d; k++) {
+    const double u = wide(x[k]), v = wide(y[k]);
+    if (FIRST) grad_x[k] = narrow<T>(a * v - b1 * u);
+    if (SECOND) grad_y[k] = narrow<T>(a * u - b2 * v);
+  }
 }
 
-template <typename T>
+template <bool FIRST, bool SECOND, typename T>
 void backward(const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n,
               int64_t d, double eps, double sign, const double* statistics, T* grad1, T* grad2) {
 #pragma omp parallel for schedule(static) if (n * d > PARALLEL_ELEMENTS)
   for (int64_t i = 0; i < n; i++) {
-    const T *x = x1 + i * stride1, *y = x2 + i * stride2;
     const double* row = statistics + i * STATISTICS;
     const double norm1 = row[NORM1], norm2 = row[NORM2], s = row[SIMILARITY];
     const double g = sign * wide(grad[i]);
-    if (grad1) row_backward(g, x, norm1, norm1 <= eps ? 0 : s, y, norm2, grad1 + i * d, d);
-    if (grad2) row_backward(g, y, norm2, norm2 <= eps ? 0 : s, x, norm1, grad2 + i * d, d);
+    const double b1 = norm1 <= eps ? 0 : g * s / norm1 / norm1;
+    const double b2 = norm2 <= eps ? 0 : g * s / norm2 / norm2;
+    row_backward<FIRST, SECOND>(x1 + i * stride1, x2 + i * stride2, d, g / norm1 / norm2, b1, b2,
+                                grad1 + i * d, grad2 + i * d);
   }
 }
 
@@ -112,7 +116,10 @@ void backward(const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t 
   extern "C" void cosine_similarity_backward_##NAME(                                          \
       const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n,   \
       int64_t d, double eps, double sign, const double* statistics, T* grad1, T* grad2) {     \
-    backward(grad, x1, stride1, x2, stride2, n, d, eps, sign, statistics, grad1, grad2);      \
+    const auto kernel = grad1 && grad2 ? backward<true, true, T>                              \
+                        : grad1        ? backward<true, false, T>                             \
+                                       : backward<false, true, T>;                            \
+    kernel(grad, x1, stride1, x2, stride2, n, d, eps, sign, statistics, grad1, grad2);        \
   }
 
 COSINE_SIMILARITY(float, float32)
