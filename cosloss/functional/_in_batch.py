@@ -5,9 +5,9 @@ from torch import Tensor
 
 from cosloss.distributed import peers as find_peers
 from cosloss.kernels.dispatch import wants_triton
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops import in_batch, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
 from cosloss.ops.transformed import transformed

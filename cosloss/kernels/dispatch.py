@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cosloss.kernels import eager
-from cosloss.kernels.eager.in_batch import Matrix
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.native import library
 from cosloss.kernels.native.totals import compiled
 

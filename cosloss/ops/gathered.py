@@ -21,8 +21,8 @@ from torch.autograd import Function
 
 from cosloss.distributed import Peers
 from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.tiles import SameGroup
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops.in_batch import products_as_written
 
 

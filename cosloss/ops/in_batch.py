@@ -20,8 +20,8 @@ from torch.autograd import Function
 
 from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager import in_batch as kernel
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.totals import empty_total
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops.opaque import in_batch_totals, opaque
 from cosloss.ops.transformed import transformed
 

@@ -13,11 +13,11 @@ from torch.library import custom_op
 
 from cosloss.kernels.dispatch import backend, wants_triton
 from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tile_loss import LogSumExpLoss, TileLoss
 from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup, SameGroupOtherClass
+from cosloss.kernels.eager.walk import Matrix
 
 
 def opaque(*tensors: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ import torch
 
 from cosloss import functional
 from cosloss.kernels import dispatch
-from cosloss.kernels.eager import in_batch, tiles
+from cosloss.kernels.eager import tiles, walk
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
@@ -104,7 +104,7 @@ def test_a_nan_reaches_its_row_and_its_column_and_no_other(kind):
 def test_losses_in_float32(loss, side, temperature, kept_bytes, monkeypatch):
     monkeypatch.setattr(tiles, "LARGEST_SIDE", side)
     monkeypatch.setattr(tiles, "BAND", 64 * side)
-    monkeypatch.setattr(in_batch, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(walk, "KEPT_BYTES", kept_bytes)
     tensors = views(150, 33)
     value, grads, _ = gradients(loss, tensors, temperature, torch.float32)
     exact, exact_grads, _ = gradients(loss, tensors, temperature, torch.float64)
@@ -154,7 +154,7 @@ def test_the_number_of_threads_changes_no_bit(loss):
 @pytest.mark.parametrize("planted", ["weigh", "slopes", "again", "rows", "products"])
 def test_a_wrong_kernel_is_caught(planted, monkeypatch):
     """Each is used by a loss: as it is wrong, some gradient is."""
-    monkeypatch.setattr(in_batch, "KEPT_BYTES", 0)
+    monkeypatch.setattr(walk, "KEPT_BYTES", 0)
 
     def wrong(original):
         def method(self, *arguments, **keywords):
@@ -191,7 +191,7 @@ def _agree_with_float64(tensors):
 
 
 def test_right_kernels_pass_what_catches_wrong_ones(monkeypatch):
-    monkeypatch.setattr(in_batch, "KEPT_BYTES", 0)
+    monkeypatch.setattr(walk, "KEPT_BYTES", 0)
     _agree_with_float64(views(20, 7))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 from cosloss import functional, reference
-from cosloss.kernels.eager import in_batch, tiles
+from cosloss.kernels.eager import in_batch, tiles, walk
 from cosloss.testing.contrastive import OPS
 
 LABELS = torch.arange(11) % 4
@@ -49,7 +49,7 @@ def gradients(loss, module, tensors, create_graph=False):
 def test_tiles_equal_the_twin(loss, side, temperature, kept_bytes, monkeypatch):
     monkeypatch.setattr(tiles, "LARGEST_SIDE", side)
     monkeypatch.setattr(tiles, "BAND", 4 * side)
-    monkeypatch.setattr(in_batch, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(walk, "KEPT_BYTES", kept_bytes)
     tensors = leaves(rows=11, columns=5, temperature=temperature)
     ours, twin = gradients(loss, functional, tensors), gradients(loss, reference, tensors)
     # logits of up to 1 / temperature are exact to that times eps

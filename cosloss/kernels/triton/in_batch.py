@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.totals import Totals, empty_total
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import tuning
 from cosloss.kernels.triton.in_batch_totals import in_batch_totals_kernel
 from cosloss.kernels.triton.tile import Pairs, launch, pairs_of, precision

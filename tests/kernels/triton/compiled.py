@@ -26,10 +26,10 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tiles import Diagonals, SameGroup
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import cosine_similarity, in_batch
 
 SHARED_LIMIT = 227 * 1024  # bytes that one program may have on an H200

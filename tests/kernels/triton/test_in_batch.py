@@ -6,10 +6,10 @@ import torch
 from cosloss import functional, reference
 from cosloss.kernels.eager import in_batch as eager
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
-from cosloss.kernels.eager.in_batch import Matrix
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tiles import Diagonals, SameGroup
+from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import in_batch, tile, tuning
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
