@@ -1,8 +1,8 @@
 // Row-wise cosine similarity and its gradient: one pass over the rows each.
 //
-// Sums and factors are in float64. There the squares of narrower dtypes neither overflow nor vanish,
-// and S near +-1, at which the gradient cancels, leaves enough digits. `stride` is the distance of
-// two rows, in elements. A row's statistics are n = max(|x|, eps), m likewise, and S.
+// Sums and factors are in float64. There the squares of narrower dtypes neither overflow nor
+// vanish, and S near +-1, at which the gradient cancels, leaves enough digits. `stride` is the
+// distance of two rows, in elements. A row's statistics are n = max(|x|, eps), m likewise, and S.
 
 #include <cmath>
 #include <cstdint>
@@ -54,7 +54,8 @@ template <typename T>
 bool forward(const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n, int64_t d,
              double eps, bool distance, T* value, double* statistics) {
   bool all_in_range = true;
-#pragma omp parallel for schedule(static) reduction(&& : all_in_range) if (n * d > PARALLEL_ELEMENTS)
+#pragma omp parallel for schedule(static) \
+    reduction(&& : all_in_range) if (n * d > PARALLEL_ELEMENTS)
   for (int64_t i = 0; i < n; i++) {
     const T *x = x1 + i * stride1, *y = x2 + i * stride2;
     const Products p = products(x, y, d);
@@ -107,19 +108,19 @@ void backward(const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t 
 
 }  // namespace
 
-#define COSINE_SIMILARITY(T, NAME)                                                            \
-  extern "C" int cosine_similarity_forward_##NAME(                                            \
-      const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n, int64_t d,       \
-      double eps, int distance, T* value, double* statistics) {                               \
-    return forward(x1, stride1, x2, stride2, n, d, eps, distance, value, statistics);         \
-  }                                                                                           \
-  extern "C" void cosine_similarity_backward_##NAME(                                          \
-      const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n,   \
-      int64_t d, double eps, double sign, const double* statistics, T* grad1, T* grad2) {     \
-    const auto kernel = grad1 && grad2 ? backward<true, true, T>                              \
-                        : grad1        ? backward<true, false, T>                             \
-                                       : backward<false, true, T>;                            \
-    kernel(grad, x1, stride1, x2, stride2, n, d, eps, sign, statistics, grad1, grad2);        \
+#define COSINE_SIMILARITY(T, NAME)                                                          \
+  extern "C" int cosine_similarity_forward_##NAME(                                          \
+      const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n, int64_t d,     \
+      double eps, int distance, T* value, double* statistics) {                             \
+    return forward(x1, stride1, x2, stride2, n, d, eps, distance, value, statistics);       \
+  }                                                                                         \
+  extern "C" void cosine_similarity_backward_##NAME(                                        \
+      const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n, \
+      int64_t d, double eps, double sign, const double* statistics, T* grad1, T* grad2) {   \
+    const auto kernel = grad1 && grad2 ? backward<true, true, T>                            \
+                        : grad1        ? backward<true, false, T>                           \
+                                       : backward<false, true, T>;                          \
+    kernel(grad, x1, stride1, x2, stride2, n, d, eps, sign, statistics, grad1, grad2);      \
   }
 
 COSINE_SIMILARITY(float, float32)

@@ -1,4 +1,5 @@
-// exp, and what the losses make of it, in float32: branchless, so that a loop over them is vectorised.
+// exp, and what the losses make of it, in float32: branchless, so that a loop over them is
+// vectorised.
 
 #pragma once
 
@@ -13,7 +14,7 @@ constexpr float LOWEST_EXPONENT = -87.3f, HIGHEST_EXPONENT = 88.3f;
 // last place. NaN stays NaN.
 inline float exponential(float x) {
   constexpr float ROUND = 12582912.f;  // 1.5 2^23: what is added to it becomes an integer
-  const bool none = x < LOWEST_EXPONENT, endless = x > HIGHEST_EXPONENT;
+  const bool none = x<LOWEST_EXPONENT, endless = x> HIGHEST_EXPONENT;
   const float bounded = none || endless ? 0.f : x;
   const float shifted = bounded * 1.44269504f + ROUND;
   const float n = shifted - ROUND;

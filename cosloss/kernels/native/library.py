@@ -16,18 +16,28 @@ import torch
 BUILDS = ("avx512", "avx2", "baseline")  # a CPU that runs one of them runs those after it
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-_POINTER, _SIZE, _REAL, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SINGLE, _REAL = ctypes.c_float, ctypes.c_double
 _ROWS = (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE)
-_SINGLE = ctypes.c_float
 _ADD = (_POINTER, _SIZE, _SIZE, _SINGLE, _POINTER, _POINTER)
 _SLOPE = (_POINTER, _SIZE, _SINGLE)
 _ARGUMENTS = {
+    # cosine_similarity.cpp
+    "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
+    "cosine_similarity_backward": (_POINTER, *_ROWS, _REAL, _REAL, _POINTER, _POINTER, _POINTER),
+    # pairwise_cosine_similarity.cpp
+    "pairwise_rows": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
+    "pairwise_through_rows": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _REAL),
+    "pairwise_mirror": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _REAL),
+    "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    # unit_rows.cpp
+    "unit_rows_forward": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
+    "paired_products": (_POINTER, _SIZE, _SIZE, _POINTER),
+    "unit_rows_backward": (*4 * (_POINTER,), *4 * (_SIZE,), _REAL, _POINTER),
+    # tiles.cpp
     "add_exp": _ADD,
     "add_softplus": _ADD,
     "add_hinge": _ADD,
-    "unit_rows_forward": (_POINTER, *3 * (_SIZE,), _REAL, _POINTER, _POINTER),
-    "paired_products": (_POINTER, _SIZE, _SIZE, _POINTER),
-    "unit_rows_backward": (*4 * (_POINTER,), *4 * (_SIZE,), _REAL, _POINTER),
     "slope_exp": _SLOPE,
     "slope_softplus": _SLOPE,
     "slope_hinge": _SLOPE,
@@ -35,12 +45,6 @@ _ARGUMENTS = {
     "add_logsumexp": (_POINTER, _SIZE, _SIZE, *4 * (_POINTER,)),
     "slope_logsumexp": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
     "weigh_logsumexp": (_POINTER, _SIZE, _SIZE, *5 * (_POINTER,)),
-    "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
-    "cosine_similarity_backward": (_POINTER, *_ROWS, _REAL, _REAL, _POINTER, _POINTER, _POINTER),
-    "pairwise_rows": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
-    "pairwise_through_rows": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _REAL),
-    "pairwise_mirror": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _REAL),
-    "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
 }
 
 

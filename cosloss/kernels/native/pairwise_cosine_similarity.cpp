@@ -1,8 +1,8 @@
 // What pairwise cosine similarity does beside its matrix products.
 //
-// Rows are normalised with sums in float64. `stride` is the distance of two rows, in elements; other
-// tensors are contiguous. A row's norm is max(|x|, eps), or 0 for a zero row: it is clamped where it
-// is at most eps.
+// Rows are normalised with sums in float64. `stride` is the distance of two rows, in elements;
+// other tensors are contiguous. A row's norm is max(|x|, eps), or 0 for a zero row: it is clamped
+// where it is at most eps.
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +21,8 @@ template <typename T>
 bool unit_rows(const T* x, int64_t stride, int64_t n, int64_t d, double eps, T* unit,
                double* norm) {
   bool all_in_range = true;
-#pragma omp parallel for schedule(static) reduction(&& : all_in_range) if (n * d > PARALLEL_ELEMENTS)
+#pragma omp parallel for schedule(static) \
+    reduction(&& : all_in_range) if (n * d > PARALLEL_ELEMENTS)
   for (int64_t i = 0; i < n; i++) {
     const T* row = x + i * stride;
     T* out = unit + i * d;
@@ -141,22 +142,22 @@ void add_mirrored(const T* grad, int64_t size, int64_t first, int64_t last, T* o
 
 }  // namespace
 
-#define PAIRWISE_COSINE_SIMILARITY(T, NAME)                                                      \
-  extern "C" int pairwise_rows_##NAME(const T* x, int64_t stride, int64_t n, int64_t d, double eps,  \
-                                  T* unit, double* norm) {                                       \
-    return unit_rows(x, stride, n, d, eps, unit, norm);                                          \
-  }                                                                                              \
-  extern "C" void pairwise_through_rows_##NAME(T* grad, const T* unit, const double* norm,           \
-                                           int64_t n, int64_t d, double eps) {                   \
-    through_unit_rows(grad, unit, norm, n, d, eps);                                              \
-  }                                                                                              \
-  extern "C" void pairwise_mirror_##NAME(T* s, int64_t size, int64_t first, int64_t last,                 \
-                                const double* norm, double eps) {                                \
-    mirror(s, size, first, last, norm, eps);                                                     \
-  }                                                                                              \
-  extern "C" void pairwise_add_mirrored_##NAME(const T* grad, int64_t size, int64_t first, int64_t last,  \
-                                      T* out) {                                                  \
-    add_mirrored(grad, size, first, last, out);                                                  \
+#define PAIRWISE_COSINE_SIMILARITY(T, NAME)                                                \
+  extern "C" int pairwise_rows_##NAME(const T* x, int64_t stride, int64_t n, int64_t d,    \
+                                      double eps, T* unit, double* norm) {                 \
+    return unit_rows(x, stride, n, d, eps, unit, norm);                                    \
+  }                                                                                        \
+  extern "C" void pairwise_through_rows_##NAME(T* grad, const T* unit, const double* norm, \
+                                               int64_t n, int64_t d, double eps) {         \
+    through_unit_rows(grad, unit, norm, n, d, eps);                                        \
+  }                                                                                        \
+  extern "C" void pairwise_mirror_##NAME(T* s, int64_t size, int64_t first, int64_t last,  \
+                                         const double* norm, double eps) {                 \
+    mirror(s, size, first, last, norm, eps);                                               \
+  }                                                                                        \
+  extern "C" void pairwise_add_mirrored_##NAME(const T* grad, int64_t size, int64_t first, \
+                                               int64_t last, T* out) {                     \
+    add_mirrored(grad, size, first, last, out);                                            \
   }
 
 PAIRWISE_COSINE_SIMILARITY(float, float32)

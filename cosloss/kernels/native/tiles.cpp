@@ -1,8 +1,8 @@
 // What the in-batch losses do with a tile of logits, contiguous (rows, columns), in one pass.
 //
 // total_i = sum_j f(x_ij) for the f of a kind, and the gradient on x_ij is f'(x_ij) (a_i + b_j). An
-// excluded pair has the logit -inf, at which f and f' are 0. Arithmetic is in float32, totals are in
-// float64, and what is added to them does not depend on the number of threads.
+// excluded pair has the logit -inf, at which f and f' are 0. Arithmetic is in float32, totals are
+// in float64, and what is added to them does not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -14,8 +14,8 @@
 
 namespace {
 
-constexpr int64_t BAND = 32;                    // rows whose sum along a column is in float32
-constexpr int64_t STRIPE = 128;                 // columns that one thread goes down
+constexpr int64_t BAND = 32;     // rows whose sum along a column is in float32
+constexpr int64_t STRIPE = 128;  // columns that one thread goes down
 
 struct Exponential {
   float value, slope;
@@ -45,7 +45,7 @@ struct Hinge {
   float value, slope;
   Hinge(float x, float margin) {
     const float beyond = x - margin;
-    value = beyond <= 0 ? 0 : beyond;        // NaN stays NaN
+    value = beyond <= 0 ? 0 : beyond;  // NaN stays NaN
     slope = beyond > 0 ? 1 : value;
   }
 };
@@ -160,14 +160,15 @@ void slope_shifted(const T* x, int64_t rows, int64_t columns, const float* shift
     const T* from = x + i * columns;
     T* to = out + i * columns;
 #pragma omp simd
-    for (int64_t j = 0; j < columns; j++) to[j] = narrow<T>(exponential(single(from[j]) - shift[i]));
+    for (int64_t j = 0; j < columns; j++)
+      to[j] = narrow<T>(exponential(single(from[j]) - shift[i]));
   }
 }
 
 // out_ij = a_i exp(x_ij - row_shift_i) + b_j exp(x_ij - column_shift_j)
 template <typename T>
-void weigh_shifted(const T* x, int64_t rows, int64_t columns, const float* a, const float* row_shift,
-                   const float* b, const float* column_shift, T* out) {
+void weigh_shifted(const T* x, int64_t rows, int64_t columns, const float* a,
+                   const float* row_shift, const float* b, const float* column_shift, T* out) {
 #pragma omp parallel for schedule(static) if (rows * columns > PARALLEL_ELEMENTS)
   for (int64_t i = 0; i < rows; i++) {
     const T* from = x + i * columns;
@@ -183,36 +184,36 @@ void weigh_shifted(const T* x, int64_t rows, int64_t columns, const float* a, co
 
 }  // namespace
 
-#define OF_KIND(KIND, F, T, NAME)                                                               \
-  extern "C" void add_##KIND##_##NAME(T* x, int64_t rows, int64_t columns, float margin,        \
-                                      double* row_totals, double* column_totals) {              \
-    add<F>(x, rows, columns, margin, row_totals, column_totals);                                \
-  }                                                                                             \
-  extern "C" void slope_##KIND##_##NAME(T* x, int64_t elements, float margin) {                 \
-    slope<F>(x, elements, margin);                                                              \
+#define OF_KIND(KIND, F, T, NAME)                                                        \
+  extern "C" void add_##KIND##_##NAME(T* x, int64_t rows, int64_t columns, float margin, \
+                                      double* row_totals, double* column_totals) {       \
+    add<F>(x, rows, columns, margin, row_totals, column_totals);                         \
+  }                                                                                      \
+  extern "C" void slope_##KIND##_##NAME(T* x, int64_t elements, float margin) {          \
+    slope<F>(x, elements, margin);                                                       \
   }
 
-#define TILES(T, NAME)                                                                          \
-  OF_KIND(exp, Exponential, T, NAME)                                                            \
-  OF_KIND(softplus, Softplus, T, NAME)                                                          \
-  OF_KIND(hinge, Hinge, T, NAME)                                                                \
-  extern "C" void weigh_##NAME(const T* slopes, int64_t rows, int64_t columns, const float* a,  \
-                               const float* b, T* out) {                                        \
-    weigh(slopes, rows, columns, a, b, out);                                                    \
-  }                                                                                             \
-  extern "C" void add_logsumexp_##NAME(const T* x, int64_t rows, int64_t columns,               \
-                                       double* row_totals, double* row_largest,                 \
-                                       double* column_totals, double* column_largest) {         \
-    add_shifted(x, rows, columns, row_totals, row_largest, column_totals, column_largest);      \
-  }                                                                                             \
-  extern "C" void slope_logsumexp_##NAME(const T* x, int64_t rows, int64_t columns,             \
-                                         const float* shift, T* out) {                          \
-    slope_shifted(x, rows, columns, shift, out);                                                \
-  }                                                                                             \
-  extern "C" void weigh_logsumexp_##NAME(const T* x, int64_t rows, int64_t columns,             \
-                                         const float* a, const float* row_shift,                \
-                                         const float* b, const float* column_shift, T* out) {   \
-    weigh_shifted(x, rows, columns, a, row_shift, b, column_shift, out);                        \
+#define TILES(T, NAME)                                                                           \
+  OF_KIND(exp, Exponential, T, NAME)                                                             \
+  OF_KIND(softplus, Softplus, T, NAME)                                                           \
+  OF_KIND(hinge, Hinge, T, NAME)                                                                 \
+  extern "C" void weigh_##NAME(const T* slopes, int64_t rows, int64_t columns, const float* a,   \
+                               const float* b, T* out) {                                         \
+    weigh(slopes, rows, columns, a, b, out);                                                     \
+  }                                                                                              \
+  extern "C" void add_logsumexp_##NAME(const T* x, int64_t rows, int64_t columns,                \
+                                       double* row_totals, double* row_largest,                  \
+                                       double* column_totals, double* column_largest) {          \
+    add_shifted(x, rows, columns, row_totals, row_largest, column_totals, column_largest);       \
+  }                                                                                              \
+  extern "C" void slope_logsumexp_##NAME(const T* x, int64_t rows, int64_t columns,              \
+                                         const float* shift, T* out) {                           \
+    slope_shifted(x, rows, columns, shift, out);                                                 \
+  }                                                                                              \
+  extern "C" void weigh_logsumexp_##NAME(const T* x, int64_t rows, int64_t columns,              \
+                                         const float* a, const float* row_shift, const float* b, \
+                                         const float* column_shift, T* out) {                    \
+    weigh_shifted(x, rows, columns, a, row_shift, b, column_shift, out);                         \
   }
 
 TILES(float, float32)

@@ -1,4 +1,5 @@
-// Rows scaled to one length, r = scale z / |z|, the inner products of paired rows, and the gradient.
+// Rows scaled to one length, r = scale z / |z|, the inner products of paired rows, and the
+// gradient.
 //
 // Norms are taken in float64, where no square of a narrower number overflows or vanishes.
 
@@ -41,7 +42,8 @@ extern "C" void paired_products_float32(const float* r, int64_t n, int64_t d, fl
     products[i] = products[n + i] = float(dot(r + i * d, r + (n + i) * d, d));
 }
 
-// The gradient on rows first to first + n of z, of which row i's pair is row i + pairs or i - pairs.
+// The gradient on rows first to first + n of z, of which row i's pair is row i + pairs or i -
+// pairs.
 //
 // h = grad_r + grad_product r_pair is the gradient on r = scale u, and (h - <h, u> u) scale / |z|
 // the one on z. Either gradient may be missing.
