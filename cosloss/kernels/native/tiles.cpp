@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int64_t BAND = 32;     // rows whose sum along a column is in float32
+constexpr int64_t BAND = 64;     // rows whose sum along a column is in float32
 constexpr int64_t STRIPE = 128;  // columns that one thread goes down
 
 struct Exponential {

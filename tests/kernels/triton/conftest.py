@@ -62,14 +62,20 @@ def _from_bfloat16(bits):
 
 
 def _dot(a, b, precision):
-    tf32 = interpreter._round_f32_to_tf32
     if precision.endswith("TF32x3"):
-        high_a, high_b = tf32(a), tf32(b)
-        low_a, low_b = tf32(a - high_a), tf32(b - high_b)
+        high_a, high_b = _tf32(a), _tf32(b)
+        low_a, low_b = _tf32(a - high_a), _tf32(b - high_b)
         return (low_a @ high_b + high_a @ low_b) + high_a @ high_b
     if precision.endswith("TF32"):
-        return tf32(a) @ tf32(b)
+        return _tf32(a) @ _tf32(b)
     return a @ b
+
+
+def _tf32(x):
+    """Float32 rounded to the nearest number with TF32's 10 bits after the point."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    nearest = (bits + 0xFFF + (bits >> 13 & 1)) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(x), nearest.view(np.float32), x)
 
 
 @pytest.fixture
