@@ -124,6 +124,8 @@ def test_vmap_of_value_and_gradient(case, in_dims):
 
 @pytest.mark.parametrize("module", [kernel, native.cosine_similarity], ids=["every case", "native"])
 def test_only_the_gradients_asked_for_are_computed(monkeypatch, module):
+    if module is not kernel and native.library.loaded() is None:
+        pytest.skip("the kernels are not compiled")
     asked = []
     original = module.backward
     monkeypatch.setattr(

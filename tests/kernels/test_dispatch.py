@@ -1,6 +1,7 @@
 """Which backend is chosen, by device and by force, and that everything works without Triton."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from cosloss.kernels import dispatch, eager
+from cosloss.kernels.native import library
 
 ON_GPU = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
 WITHOUT_TRITON = """
@@ -40,6 +42,11 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     yield monkeypatch
     dispatch._runs_triton.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_with_a_compiler_the_kernels_are_compiled():
+    assert library.loaded() is not None, "install again: pip install -e ."
 
 
 def test_cpu_tensors_are_eagers():

@@ -9,10 +9,15 @@ from cosloss.kernels.eager import tiles, walk
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
+from cosloss.kernels.native import library
 from cosloss.kernels.native import totals as native
 from cosloss.kernels.native import unit_rows as native_rows
 from cosloss.ops import unit_pairs, unit_rows
 
+pytestmark = pytest.mark.skipif(
+    library.loaded() is None,
+    reason="the kernels are not compiled: test_dispatch.py says if to worry",
+)
 KINDS = {
     "exp": CrossEntropy(10.0),
     "logsumexp": CrossEntropy(),
