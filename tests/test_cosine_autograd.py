@@ -8,7 +8,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from cosloss import functional, reference
-from cosloss.kernels import native
+from cosloss.kernels import dispatch, native
 from cosloss.kernels.eager import cosine_similarity as kernel
 
 TARGET = torch.tensor([1, -1, 1, -1])
@@ -181,3 +181,15 @@ def test_autocast_gives_the_dtype_that_torch_gives(dtype):
             assert functional.cosine_similarity(x, y).dtype == expected
             expected = torch.nn.functional.cosine_embedding_loss(x, y, target).dtype
             assert functional.cosine_embedding_loss(x, y, target).dtype == expected
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_a_backward_pass_inside_autocast_is_the_one_outside(case, backend):
+    a, b = pair(rows=4, dtype=torch.float32)
+    with dispatch.use(backend):
+        value = case(functional, a, b)
+        weight = torch.linspace(0.37, -1.1, value.numel()).view_as(value)
+        outside = torch.autograd.grad(value, (a, b), weight, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = torch.autograd.grad(value, (a, b), weight)
+    torch.testing.assert_close(inside, outside, rtol=1e-6, atol=1e-6)

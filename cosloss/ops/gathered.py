@@ -23,7 +23,7 @@ from cosloss.distributed import Peers
 from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager.tiles import SameGroup
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.ops.in_batch import products_as_written
+from cosloss.ops.as_written import products_as_written
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ diagonal give the rest. Normalisation and temperature lie outside, in R = u / sq
 that the gradient on the temperature costs no pass over the matrix: it is sum_i <R_i, grad_R_i>.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager import in_batch as kernel
 from cosloss.kernels.eager.totals import empty_total
 from cosloss.kernels.eager.walk import Matrix
+from cosloss.ops.as_written import products_as_written
 from cosloss.ops.opaque import in_batch_totals, opaque
 from cosloss.ops.transformed import transformed
 
@@ -137,11 +137,3 @@ def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [x for x, need in zip(inputs, needs, strict=False) if need]
     found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
     return tuple(next(found) if need else None for need in needs)
-
-
-def products_as_written(like: Tensor) -> AbstractContextManager[Any]:
-    # autocast would take the products to a dtype of its own
-    kind = like.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
