@@ -45,19 +45,21 @@ class NativeUnitRows(Function):
     @staticmethod
     def forward(ctx: Any, scale: float, *views: Tensor) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
-        r, inverse = native.forward(views, scale)
+        found = native.forward(views, scale=scale)
+        assert found is not None  # no float32 row is out of range
+        r, norm = found
         ctx.scale = scale
-        ctx.save_for_backward(r, inverse, *views)
+        ctx.save_for_backward(r, norm, *views)
         return r, native.products(r) if len(views) == 2 else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        r, inverse, *views = ctx.saved_tensors
+        r, norm, *views = ctx.saved_tensors
         (grad_r, grad_products), needs = grads, ctx.needs_input_grad[1:]
         given = [grad for grad in grads if grad is not None]
         if torch.is_grad_enabled() or not wants_native(*given):
             return None, *_again(ctx.scale, views, grads, needs)
-        return None, *native.backward(grad_r, grad_products, r, inverse, ctx.scale, needs)
+        return None, *native.backward(grad_r, grad_products, r, norm, needs, scale=ctx.scale)
 
 
 def unit_rows(z: Tensor, scale: float = 1.0) -> Tensor:

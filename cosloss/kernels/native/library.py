@@ -26,14 +26,12 @@ _ARGUMENTS = {
     "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
     "cosine_similarity_backward": (_POINTER, *_ROWS, _REAL, _REAL, _POINTER, _POINTER, _POINTER),
     # pairwise_cosine_similarity.cpp
-    "pairwise_rows": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
-    "pairwise_through_rows": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _REAL),
     "pairwise_mirror": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _REAL),
     "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
     # unit_rows.cpp
-    "unit_rows_forward": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _POINTER),
+    "unit_rows_forward": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
     "paired_products": (_POINTER, _SIZE, _SIZE, _POINTER),
-    "unit_rows_backward": (*4 * (_POINTER,), *4 * (_SIZE,), _REAL, _POINTER),
+    "unit_rows_backward": (*4 * (_POINTER,), *4 * (_SIZE,), _REAL, _REAL, _POINTER),
     # tiles.cpp
     "add_exp": _ADD,
     "add_softplus": _ADD,

@@ -1,13 +1,10 @@
 // What pairwise cosine similarity does beside its matrix products.
 //
-// Rows are normalised with sums in float64. `stride` is the distance of two rows, in elements;
-// other tensors are contiguous. A row's norm is max(|x|, eps), or 0 for a zero row: it is clamped
-// where it is at most eps.
+// All tensors are contiguous. A row's norm is unit_rows.cpp's: a row is clamped where it is at most
+// eps.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <utility>
 
 #include "rows.h"
 
@@ -15,49 +12,6 @@ namespace {
 
 constexpr int64_t CORNER = 16;  // the side of a square that is turned at once
 constexpr int64_t STRIP = 64;   // columns that a thread goes down: some neighbouring cache lines
-
-// unit = x / norm. Returns whether all rows were in range; unit is right only if they were.
-template <typename T>
-bool unit_rows(const T* x, int64_t stride, int64_t n, int64_t d, double eps, T* unit,
-               double* norm) {
-  bool all_in_range = true;
-#pragma omp parallel for schedule(static) \
-    reduction(&& : all_in_range) if (n * d > PARALLEL_ELEMENTS)
-  for (int64_t i = 0; i < n; i++) {
-    const T* row = x + i * stride;
-    T* out = unit + i * d;
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < d; k++) sum += double(row[k]) * row[k];
-    all_in_range = all_in_range && in_range(sum, row, d);
-    const double length = std::sqrt(sum);
-    norm[i] = sum == 0 ? 0 : length <= eps ? eps : length;
-    const double inverse = sum == 0 ? 0 : 1 / norm[i];
-    for (int64_t k = 0; k < d; k++) out[k] = T(row[k] * inverse);
-  }
-  return all_in_range;
-}
-
-// grad = (grad - <grad, unit> unit [norm > eps]) / norm, in place
-template <typename T>
-void through_unit_rows(T* grad, const T* unit, const double* norm, int64_t n, int64_t d,
-                       double eps) {
-#pragma omp parallel for schedule(static) if (n * d > PARALLEL_ELEMENTS)
-  for (int64_t i = 0; i < n; i++) {
-    T* g = grad + i * d;
-    const T* u = unit + i * d;
-    if (norm[i] == 0) {
-      std::fill(g, g + d, T(0));
-      continue;
-    }
-    double along = 0;
-#pragma omp simd reduction(+ : along)
-    for (int64_t k = 0; k < d; k++) along += double(g[k]) * u[k];
-    if (norm[i] <= eps) along = 0;
-    const double inverse = 1 / norm[i];
-    for (int64_t k = 0; k < d; k++) g[k] = T((g[k] - along * u[k]) * inverse);
-  }
-}
 
 template <typename T>
 void shuffle(const T* from, T* to) {
@@ -143,14 +97,6 @@ void add_mirrored(const T* grad, int64_t size, int64_t first, int64_t last, T* o
 }  // namespace
 
 #define PAIRWISE_COSINE_SIMILARITY(T, NAME)                                                \
-  extern "C" int pairwise_rows_##NAME(const T* x, int64_t stride, int64_t n, int64_t d,    \
-                                      double eps, T* unit, double* norm) {                 \
-    return unit_rows(x, stride, n, d, eps, unit, norm);                                    \
-  }                                                                                        \
-  extern "C" void pairwise_through_rows_##NAME(T* grad, const T* unit, const double* norm, \
-                                               int64_t n, int64_t d, double eps) {         \
-    through_unit_rows(grad, unit, norm, n, d, eps);                                        \
-  }                                                                                        \
   extern "C" void pairwise_mirror_##NAME(T* s, int64_t size, int64_t first, int64_t last,  \
                                          const double* norm, double eps) {                 \
     mirror(s, size, first, last, norm, eps);                                               \

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cosloss.kernels.eager.memory import empty
+from cosloss.kernels.native import unit_rows
 from cosloss.kernels.native.library import function
 
 BLOCK = 256  # rows of a symmetric matrix at once: their part of a product stays in the cache
@@ -53,13 +54,8 @@ def backward(
 
 
 def _rows(x: Tensor, eps: float) -> Rows | None:
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    x = x if x.stride(1) == 1 else x.contiguous()
-    rows = Rows(x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float64))
-    in_range = function("pairwise_rows", x.dtype)(
-        x.data_ptr(), x.stride(0), *x.shape, eps, rows.unit.data_ptr(), rows.norm.data_ptr()
-    )
-    return rows if in_range else None
+    found = unit_rows.forward([x.detach().to(torch.promote_types(x.dtype, torch.float32))], eps)
+    return None if found is None else Rows(*found)
 
 
 def _product(rows1: Rows, rows2: Rows) -> Tensor:
@@ -89,14 +85,9 @@ def _symmetric_gradient(grad: Tensor, rows: Rows) -> Tensor:
 
 
 def _through(grad_unit: Tensor, rows: Rows, eps: float) -> Tensor:
-    function("pairwise_through_rows", grad_unit.dtype)(
-        grad_unit.data_ptr(),
-        rows.unit.data_ptr(),
-        rows.norm.data_ptr(),
-        *grad_unit.shape,
-        eps,
-    )
-    return grad_unit
+    (found,) = unit_rows.backward(grad_unit, None, rows.unit, rows.norm, [True], eps)
+    assert found is not None
+    return found
 
 
 def _blocks(size: int) -> Iterator[tuple[int, int]]:
