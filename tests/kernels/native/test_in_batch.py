@@ -9,15 +9,10 @@ from cosloss.kernels.eager import tiles, walk
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.native import library
 from cosloss.kernels.native import totals as native
 from cosloss.kernels.native import unit_rows as native_rows
 from cosloss.ops import unit_pairs, unit_rows
 
-pytestmark = pytest.mark.skipif(
-    library.loaded() is None,
-    reason="the kernels are not compiled: test_dispatch.py says if to worry",
-)
 KINDS = {
     "exp": CrossEntropy(10.0),
     "logsumexp": CrossEntropy(),
@@ -64,7 +59,7 @@ def gradients(loss, tensors, temperature, dtype, create_graph=False):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (33, 130), (200, 129)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tiles_passes_are_the_eager_ones(kind, shape, dtype):
+def test_a_tiles_passes_are_the_eager_ones(build, kind, shape, dtype):
     x = (3 * rows(*shape)).to(dtype)
     x[0, 0] = -torch.inf
     a, b = rows(shape[0], 1)[:, 0], rows(shape[1], 1, seed=2)[:, 0]
@@ -201,7 +196,7 @@ def test_right_kernels_pass_what_catches_wrong_ones(monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30, 1e37])
-def test_rows_of_any_size(scale):
+def test_rows_of_any_size(build, scale):
     z = rows(40, 9) * scale
     z[7] = 0
     for strided in (z, z.T.contiguous().T, torch.cat([z, z], 1)[:, :9]):
