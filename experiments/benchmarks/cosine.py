@@ -1,5 +1,6 @@
 """Cosine similarity, the cosine embedding loss and pairwise similarity, forward and backward."""
 
+import os
 import platform
 
 import torch
@@ -7,7 +8,13 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from cosloss.testing import OPS
-from experiments.benchmarks.measure import forward_and_backward, keeps_its_budget, measure, show
+from experiments.benchmarks.measure import (
+    forward_and_backward,
+    keeps_its_budget,
+    measure,
+    peak_memory,
+    show,
+)
 
 SHAPES = ((128, 128), (8192, 512), (65536, 128), (4096, 2048))
 LIMIT = "two copies of an input"
@@ -23,6 +30,7 @@ def run(rounds: int) -> bool:
     right.append(_embedding_loss(65536, 128, rounds))
     right.append(_pairwise(256, 128, rounds, broadcast=True))
     right.append(_pairwise(2048, 128, rounds, broadcast=False))
+    _show_broadcast_memory(2048, 128)
     right.append(_pairwise_of_one(2048, 128, rounds))
     return all(right)
 
@@ -60,6 +68,16 @@ def _pairwise(rows: int, columns: int, rounds: int, broadcast: bool) -> bool:
     if broadcast:
         functions["torch by broadcasting"] = _broadcast
     return _compare(op.name, functions, _inputs(rows, columns), rounds)
+
+
+def _show_broadcast_memory(rows: int, columns: int) -> None:
+    # it holds six tensors of N x N x D at once
+    needed = 7 * 4 * rows**2 * columns
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < needed:
+        print(f"torch by broadcasting: not run for want of {needed / 2**30:.0f} GiB of memory")
+        return
+    memory = peak_memory(forward_and_backward(_broadcast, *_inputs(rows, columns)))
+    print(f"torch by broadcasting: {memory:.1f} MiB")
 
 
 def _pairwise_of_one(rows: int, columns: int, rounds: int) -> bool:
