@@ -8,8 +8,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 FOLDER = Path("cosloss/kernels/native")
+AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 LEVELS = {
-    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+    "avx512": AVX512,
     "avx2": ["-march=x86-64-v3"],
     "baseline": [],
 }

@@ -6,7 +6,7 @@ from torch import Tensor
 from cosloss.distributed import peers as find_peers
 from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.tile_loss import TileLoss
-from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops import in_batch, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
@@ -54,9 +54,9 @@ def excluded(diagonals: tuple[int, ...], ignore: Tensor | None, copies: int) -> 
     ignore: one id per item, or None; row i of the matrix shows item i modulo their number.
     """
     if ignore is None:
-        return Diagonals(diagonals)
+        return Excluded(diagonals)
     groups = ignore.repeat(copies)
-    return SameGroup(groups, groups)
+    return Excluded(groups=(groups, groups))
 
 
 def gathered_batch(

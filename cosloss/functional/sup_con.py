@@ -13,7 +13,7 @@ from cosloss.functional._checks import (
 )
 from cosloss.functional._in_batch import gathered_batch, largest_logit, logit_rows, loss_of_rows
 from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.tiles import Diagonals, SameGroupOtherClass
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.ops.gathered import Everyone
 from cosloss.ops.transformed import transformed
 
@@ -92,12 +92,19 @@ def sup_con_loss(
         None,
         (r * siblings).sum(1) / count.clamp_min(1),
         Contrast(largest_logit(temperature)),
-        Diagonals((0,)) if ignore is None else SameGroupOtherClass(ignore, labels),
+        _excluded(labels, ignore),
         two_way=True,
         dtype=z.dtype,
         reduction="none" if reduction == "none" else "sum",
         weight=share,
     )
+
+
+def _excluded(labels: Tensor, ignore: Tensor | None) -> Excluded:
+    """Every row itself, and the pairs of one group whose classes differ."""
+    if ignore is None:
+        return Excluded((0,))
+    return Excluded((0,), groups=(ignore, ignore), classes=(labels, labels))
 
 
 def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
@@ -143,7 +150,7 @@ def _across_processes(
         None,
         positive[own],
         Contrast(largest_logit(temperature)),
-        Diagonals((0,)),
+        Excluded((0,)),
         two_way=True,
         dtype=r.dtype,
         reduction="sum",

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cosloss.kernels import eager
-from cosloss.kernels.eager.walk import Matrix
+from cosloss.kernels import eager, native
 from cosloss.kernels.native import library
-from cosloss.kernels.native.totals import compiled
 
 BACKENDS = ("eager", "native", "triton")
 OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat16 products
@@ -59,12 +57,12 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     return _triton() if wants_triton(*given) and _plain(given) else eager
 
 
-def in_batch(matrix: Matrix, *tensors: Tensor | None) -> tuple[ModuleType, Matrix]:
-    """The engine of the in-batch losses for these tensors, and the matrix as it is to take it."""
+def in_batch(*tensors: Tensor | None) -> ModuleType:
+    """The engine of the in-batch losses for these tensors."""
     given = [tensor for tensor in tensors if tensor is not None]
     if given[0].dtype == torch.float32 and wants_native(*given):
-        return eager.in_batch, matrix.with_totals_as(compiled)
-    return backend(*given).in_batch, matrix
+        return native.in_batch
+    return backend(*given).in_batch
 
 
 def wants_native(*tensors: Tensor) -> bool:

@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from cosloss.distributed import Peers
 from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.tiles import SameGroup
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops.as_written import products_as_written
 
@@ -52,10 +52,10 @@ class Gathered(Function):
         everyone: Everyone,
     ) -> Tensor:
         own = replace(
-            matrix, excluded=SameGroup(everyone.own_groups, everyone.groups), two_way=False
+            matrix, excluded=Excluded(groups=(everyone.own_groups, everyone.groups)), two_way=False
         )
         others = everyone.rows if everyone.columns is None else everyone.columns
-        kernel, own = engine_for(own, r, c)
+        kernel = engine_for(r, c)
         with products_as_written(r):
             total, _ = kernel.forward(r, others, bias, own, keep=False)
             if matrix.two_way and c is not None:
@@ -81,14 +81,14 @@ class Gathered(Function):
         grad = grads[0] * everyone.peers.world
         own_rows = told[: r.shape[0]]
         grad_r = grad_c = grad_bias = None
-        kernel, whole = engine_for(ctx.matrix, r, c)
+        kernel = engine_for(r, c)
 
         def gradients(
             rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
         ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-            groups = everyone.groups, everyone.own_groups
-            excluded = SameGroup(*(groups if needs[1] else groups[::-1]))
-            matrix = replace(whole, excluded=excluded, two_way=len(sides) == 2)
+            groups = everyone.own_groups, everyone.groups
+            excluded = Excluded(groups=groups[::-1] if needs[1] else groups)
+            matrix = replace(ctx.matrix, excluded=excluded, two_way=len(sides) == 2)
             both = torch.cat(sides)
             return kernel.backward(
                 grad * both[:, 0], both[:, 1], rows, columns, bias, matrix, None, needs

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager import in_batch as kernel
+from cosloss.kernels.eager.in_batch import Gradients
 from cosloss.kernels.eager.totals import empty_total
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops.as_written import products_as_written
@@ -80,13 +80,14 @@ class InBatch(Function):
     ) -> Tensor:
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
         needs = (needs_r, needs_c, needs_bias)
-        engine, matrix = engine_for(matrix, r, c)
-        one_walk = engine is kernel and (matrix.loss.linear or not matrix.two_way)
+        ctx.engine = engine = engine_for(r, c)
+        one_walk = matrix.loss.linear or not matrix.two_way
+        one_walk = one_walk and hasattr(engine, "forward_and_backward")  # Triton keeps no tiles
         ctx.ticket, ctx.one_walk = None, one_walk and weight is not None and any(needs)
-        gradients: kernel.Gradients = (None, None, None)
+        gradients: Gradients = (None, None, None)
         with products_as_written(r):
             if weight is not None and ctx.one_walk:
-                total, gradients = kernel.forward_and_backward(
+                total, gradients = engine.forward_and_backward(
                     weight, positive, r, c, bias, matrix, needs
                 )
             else:
@@ -107,15 +108,15 @@ class InBatch(Function):
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
         if not ctx.one_walk:
             with products_as_written(r):
-                engine, matrix = engine_for(ctx.matrix, r, c)
+                engine = engine_for(r, c)
                 gradients = engine.backward(
                     grad * per_total,
                     total,
                     r,
                     c,
                     bias,
-                    matrix,
-                    ctx.ticket,
+                    ctx.matrix,
+                    ctx.ticket if engine is ctx.engine else None,
                     (needs_r, needs_c, needs_bias),
                 )
         else:

@@ -16,7 +16,7 @@ from cosloss.kernels.eager.cross_entropy import Contrast
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tile_loss import LogSumExpLoss, TileLoss
-from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup, SameGroupOtherClass
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
 
 
@@ -82,7 +82,8 @@ def _totals(
     bias: Tensor | None,
     row_groups: Tensor | None,
     column_groups: Tensor | None,
-    classes: Tensor | None,
+    row_classes: Tensor | None,
+    column_classes: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -91,16 +92,19 @@ def _totals(
 ) -> Tensor:
     with torch.no_grad():
         matrix = _matrix(
-            row_groups, column_groups, classes, diagonals, two_way, kind, parameter, dtype
+            (row_groups, column_groups, row_classes, column_classes),
+            diagonals,
+            two_way,
+            kind,
+            parameter,
+            dtype,
         )
         return backend(r, c).in_batch.forward(r, c, bias, matrix, False)[0]
 
 
 @_totals.register_fake
-def _(
-    r: Tensor, c: Tensor | None, bias: Any, _row: Any, _column: Any, _classes: Any, *rest: Any
-) -> Tensor:
-    _, two_way, *_ = rest
+def _(r: Tensor, c: Tensor | None, bias: Any, *rest: Any) -> Tensor:
+    *_, two_way, _kind, _parameter, _dtype = rest
     columns = c.shape[0] if c is not None and two_way else 0
     return r.new_empty(r.shape[0] + columns, dtype=torch.float64)
 
@@ -114,7 +118,8 @@ def _gradients(
     bias: Tensor | None,
     row_groups: Tensor | None,
     column_groups: Tensor | None,
-    classes: Tensor | None,
+    row_classes: Tensor | None,
+    column_classes: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -124,7 +129,12 @@ def _gradients(
 ) -> list[Tensor]:
     with torch.no_grad():
         matrix = _matrix(
-            row_groups, column_groups, classes, diagonals, two_way, kind, parameter, dtype
+            (row_groups, column_groups, row_classes, column_classes),
+            diagonals,
+            two_way,
+            kind,
+            parameter,
+            dtype,
         )
         engine = backend(r, c).in_batch
         found = engine.backward(grad, total, r, c, bias, matrix, None, tuple(needs))
@@ -137,16 +147,17 @@ def _(grad: Tensor, total: Tensor, r: Tensor, c: Any, bias: Any, *rest: Any) -> 
 
 
 def _save_totals(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    r, c, bias, row_groups, column_groups, classes, *ctx.plain = inputs
-    ctx.save_for_backward(r, c, bias, output, row_groups, column_groups, classes)
+    r, c, bias, row_groups, column_groups, row_classes, column_classes, *ctx.plain = inputs
+    ids = row_groups, column_groups, row_classes, column_classes
+    ctx.save_for_backward(r, c, bias, output, *ids)
 
 
 def _through_totals(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    r, c, bias, total, *groups = ctx.saved_tensors
+    r, c, bias, total, *ids = ctx.saved_tensors
     given = zip((r, c, bias), ctx.needs_input_grad, strict=False)
     needs = [x is not None and need for x, need in given]
-    found = iter(_gradients(grad, total, r, c, bias, *groups, *ctx.plain, needs))
-    return *(next(found) if need else None for need in needs), *([None] * 8)
+    found = iter(_gradients(grad, total, r, c, bias, *ids, *ctx.plain, needs))
+    return *(next(found) if need else None for need in needs), *([None] * 9)
 
 
 _totals.register_autograd(_through_totals, setup_context=_save_totals)
@@ -155,20 +166,11 @@ _totals.register_autograd(_through_totals, setup_context=_save_totals)
 def in_batch_totals(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
     """The totals of a logit matrix, differentiable with respect to r, c and bias."""
     kind, parameter = _total_of(matrix.loss)
+    pairs = matrix.excluded
     return _totals(
-        r, c, bias, *_pairs(matrix.excluded), matrix.two_way, kind, parameter, matrix.dtype
+        *(r, c, bias, *pairs.ids, list(pairs.offsets)),
+        *(matrix.two_way, kind, parameter, matrix.dtype),
     )
-
-
-def _pairs(
-    excluded: Excluded,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[int]]:
-    if isinstance(excluded, SameGroup):
-        return excluded.row_groups, excluded.column_groups, None, []
-    if isinstance(excluded, SameGroupOtherClass):
-        return excluded.groups, excluded.groups, excluded.classes, []
-    assert isinstance(excluded, Diagonals)
-    return None, None, None, list(excluded.offsets)
 
 
 def _total_of(loss: TileLoss) -> tuple[str, float]:
@@ -182,9 +184,7 @@ def _total_of(loss: TileLoss) -> tuple[str, float]:
 
 
 def _matrix(
-    row_groups: Tensor | None,
-    column_groups: Tensor | None,
-    classes: Tensor | None,
+    ids: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -197,9 +197,9 @@ def _matrix(
         loss = Contrast(parameter)
     elif kind == "hinge":
         loss = CosineEmbedding(parameter, negatives=1)
-    excluded: Excluded = Diagonals(tuple(diagonals))
-    if row_groups is not None and column_groups is not None:
-        excluded = SameGroup(row_groups, column_groups)
-        if classes is not None:
-            excluded = SameGroupOtherClass(row_groups, classes)
-    return Matrix(loss, excluded, two_way, dtype)
+    groups, classes = _both(*ids[:2]), _both(*ids[2:])
+    return Matrix(loss, Excluded(tuple(diagonals), groups, classes), two_way, dtype)
+
+
+def _both(rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if rows is None or columns is None else (rows, columns)

@@ -19,7 +19,6 @@ def transformed(*tensors: Tensor | None) -> bool:
 
 def _special(tensor: Tensor) -> bool:
     # a backward pass with is_grads_batched sees the older kind of batched tensor
-    return (
-        torch._C._functorch.is_legacy_batchedtensor(tensor)
-        or forward_ad.unpack_dual(tensor).tangent is not None
-    )
+    if torch._C._functorch.is_legacy_batchedtensor(tensor):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None

@@ -19,7 +19,7 @@ def forward(
     """The totals, and a ticket for the tiles kept: None if not asked for, or too large."""
     walk = Walk(r, c, bias, matrix)
     ticket = walk.keep_tiles() if keep else None
-    totals = matrix.totals(*walk.new_totals())
+    totals = matrix.new_totals(r, c)
     for i, j, memory in walk:
         totals.add(walk.logits(i, j, memory), i, j, keep)
     totals.finish()
@@ -41,8 +41,8 @@ def forward_and_backward(
     is then known as soon as its tiles are. No tile is computed twice or kept.
     """
     walk = Walk(r, c, bias, matrix)
-    totals = matrix.totals(*walk.new_totals())
-    sums = _Sums(walk, totals, r, c, bias, needs)
+    totals = matrix.new_totals(r, c)
+    sums = _Sums(walk, matrix, totals, r, c, bias, needs)
     if matrix.loss.linear:
         total = totals.joined()
         slopes, _ = matrix.loss.row_slopes(total, positive)
@@ -80,8 +80,8 @@ def backward(
     """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
     walk = Walk(r, c, bias, matrix)
     kept = walk.find_tiles(ticket)
-    totals = matrix.totals(*walk.split(total))
-    sums = _Sums(walk, totals, r, c, bias, needs)
+    totals = matrix.loss.totals(*matrix.split(total, r, c))
+    sums = _Sums(walk, matrix, totals, r, c, bias, needs)
     sums.take(totals.coefficients(grad, total, matrix.dtype))
     for i, j, memory in walk:
         if not kept:
@@ -102,6 +102,7 @@ class _Sums:
     def __init__(
         self,
         walk: Walk,
+        matrix: Matrix,
         totals: Totals,
         r: Tensor,
         c: Tensor | None,
@@ -109,6 +110,7 @@ class _Sums:
         needs: tuple[bool, bool, bool],
     ) -> None:
         self._walk, self._totals = walk, totals
+        self._split = lambda per_loss: matrix.split(per_loss, r, c)
         self._grad_r = torch.zeros_like(r) if needs[0] else None
         self._grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
         self._grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
@@ -119,7 +121,7 @@ class _Sums:
 
     def take(self, coefficients: Tensor, rows: slice = slice(None)) -> None:
         """Know the coefficients of these rows; of all rows and columns, if columns have some."""
-        a, b = self._walk.split(coefficients.to(self._a.dtype))
+        a, b = self._split(coefficients.to(self._a.dtype))
         if rows == slice(None):
             self._a = a
         else:

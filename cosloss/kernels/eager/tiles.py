@@ -5,7 +5,6 @@ Shapes: rows R (N, D), columns C (M, D); a tile is X[I, J] for two slices I and 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 Tile = tuple[slice, slice]
 
 LARGEST_SIDE = 1024  # two tiles of this size fit a CPU's last-level cache
-BAND = 1 << 22  # elements: so does a band of tiles
+BAND = 1 << 21  # elements: so does a band of tiles, twice
 
 
 def tiles(rows: int, columns: int, device: torch.device) -> list[Tile]:
@@ -61,64 +60,50 @@ def _largest_side(device: torch.device) -> int:
     return LARGEST_SIDE if device.type == "cpu" else 4 * LARGEST_SIDE
 
 
-class Excluded(Protocol):
-    """The pairs (row, column) that take no part."""
+@dataclass(frozen=True)
+class Excluded:
+    """The pairs (row, column) of a matrix that take no part.
+
+    offsets: those with column - row = offset.
+    groups: ids of the rows and of the columns; those of the same group.
+    classes: ids of the rows and of the columns; of those, the ones whose classes differ.
+    """
+
+    offsets: tuple[int, ...] = ()
+    groups: tuple[Tensor, Tensor] | None = None
+    classes: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def ids(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The groups of rows and columns, then the classes; None where there are none."""
+        return *(self.groups or (None, None)), *(self.classes or (None, None))
+
+    def transposed(self) -> "Excluded":
+        """The same pairs as (column, row)."""
+        groups, classes = (pair and pair[::-1] for pair in (self.groups, self.classes))
+        return Excluded(tuple(-offset for offset in self.offsets), groups, classes)
 
     def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
         """Write `value` at the tile's excluded pairs, in place."""
-
-    def mask(self, x: Tensor) -> Tensor:
-        """True at the excluded pairs of the whole matrix x."""
-
-
-@dataclass(frozen=True)
-class Diagonals:
-    """Excludes column - row = offset for each of the offsets."""
-
-    offsets: tuple[int, ...]
-
-    def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
+        if self.groups is not None:
+            tile.masked_fill_(self._of_groups(i, j), value)
         for offset in self.offsets:
             local = i.start + offset - j.start
             if -tile.shape[0] < local < tile.shape[1]:
                 tile.diagonal(local).fill_(value)
 
     def mask(self, x: Tensor) -> Tensor:
+        """True at the excluded pairs of the whole matrix x."""
         row, column = (torch.arange(size, device=x.device) for size in x.shape)
         distance = column - row[:, None]
         mask = torch.zeros_like(distance, dtype=torch.bool)
         for offset in self.offsets:
             mask = mask | (distance == offset)
+        return mask if self.groups is None else mask | self._of_groups(slice(None), slice(None))
+
+    def _of_groups(self, i: slice, j: slice) -> Tensor:
+        assert self.groups is not None
+        mask = self.groups[0][i, None] == self.groups[1][j]
+        if self.classes is not None:
+            mask = mask & (self.classes[0][i, None] != self.classes[1][j])
         return mask
-
-
-@dataclass(frozen=True)
-class SameGroup:
-    """Excludes every pair whose row and column carry the same group id."""
-
-    row_groups: Tensor
-    column_groups: Tensor
-
-    def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
-        tile.masked_fill_(self.row_groups[i, None] == self.column_groups[j], value)
-
-    def mask(self, x: Tensor) -> Tensor:
-        return self.row_groups[:, None] == self.column_groups
-
-
-@dataclass(frozen=True)
-class SameGroupOtherClass:
-    """Excludes every row itself, and the pairs of one group whose classes differ."""
-
-    groups: Tensor
-    classes: Tensor
-
-    def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
-        same_group = self.groups[i, None] == self.groups[j]
-        tile.masked_fill_(same_group & (self.classes[i, None] != self.classes[j]), value)
-        Diagonals((0,)).fill(tile, i, j, value)
-
-    def mask(self, x: Tensor) -> Tensor:
-        same_group = self.groups[:, None] == self.groups
-        other_class = self.classes[:, None] != self.classes
-        return same_group & other_class | Diagonals((0,)).mask(x)

@@ -116,7 +116,8 @@ class LogSumExps(Sums):
 
     def finish(self, rows: slice = slice(None)) -> None:
         for total in self._distinct():
-            total[rows].log_().clamp_(min=empty_total(total.dtype))
+            part = total if rows == slice(None) else total[rows]
+            part.log_().clamp_(min=empty_total(total.dtype))
 
     def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
         # a row without pairs has the gradient 0, which must not meet an infinity

@@ -4,7 +4,7 @@ Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits
 (N, M).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,22 +25,27 @@ class Matrix:
     """A logit matrix's loss, its excluded pairs, and the dtype of its products.
 
     two_way: every column has a loss as well as every row; always so for a symmetric matrix.
-    totals_as: what another backend makes of the loss's totals.
     """
 
     loss: TileLoss
     excluded: Excluded
     two_way: bool
     dtype: torch.dtype
-    totals_as: Callable[[Totals], Totals] = lambda totals: totals
 
-    def totals(self, rows: Tensor, columns: Tensor | None) -> Totals:
+    def new_totals(self, r: Tensor, c: Tensor | None) -> Totals:
         """The accumulator that tiles are added to, over zeros for the rows and the columns."""
-        return self.totals_as(self.loss.totals(rows, columns))
+        # one number per row: a rounded logsumexp would scale the whole row's weights
+        rows = torch.zeros(r.shape[0], dtype=torch.float64, device=r.device)
+        if c is None:
+            return self.loss.totals(rows, rows)
+        return self.loss.totals(rows, rows.new_zeros(c.shape[0]) if self.two_way else None)
 
-    def with_totals_as(self, totals_as: Callable[[Totals], Totals]) -> "Matrix":
-        """The same matrix with another backend's totals."""
-        return Matrix(self.loss, self.excluded, self.two_way, self.dtype, totals_as)
+    def split(self, per_loss: Tensor, r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rows' and the columns' part of a vector over the losses."""
+        if c is None:
+            return per_loss, per_loss
+        rows = r.shape[0]
+        return per_loss[:rows], per_loss[rows:] if self.two_way else None
 
 
 class Walk:
@@ -48,7 +53,6 @@ class Walk:
 
     def __init__(self, r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> None:
         self.symmetric = c is None
-        self.two_way = matrix.two_way
         self.r = r.to(matrix.dtype)
         self.c = self.r if c is None else c.to(matrix.dtype)
         self._bias = bias
@@ -103,20 +107,6 @@ class Walk:
         if self._scratch is None:
             self._scratch = empty((self._largest,), self.r)
         return self._scratch[: tile.numel()].view(tile.shape)
-
-    def new_totals(self) -> tuple[Tensor, Tensor | None]:
-        # one number per row: a rounded logsumexp would scale the whole row's weights
-        rows = torch.zeros(self.r.shape[0], dtype=torch.float64, device=self.r.device)
-        if self.symmetric:
-            return rows, rows
-        return rows, rows.new_zeros(self.c.shape[0]) if self.two_way else None
-
-    def split(self, total: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows' and the columns' part of a vector over the losses."""
-        if self.symmetric:
-            return total, total
-        rows = self.r.shape[0]
-        return total[:rows], total[rows:] if self.two_way else None
 
 
 def _placed(tiles: Iterable[Tile], buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -109,7 +109,7 @@ void backward(const T* grad, const T* x1, int64_t stride1, const T* x2, int64_t 
 }  // namespace
 
 #define COSINE_SIMILARITY(T, NAME)                                                          \
-  extern "C" int cosine_similarity_forward_##NAME(                                          \
+  extern "C" int64_t cosine_similarity_forward_##NAME(                                      \
       const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t n, int64_t d,     \
       double eps, int distance, T* value, double* statistics) {                             \
     return forward(x1, stride1, x2, stride2, n, d, eps, distance, value, statistics);       \

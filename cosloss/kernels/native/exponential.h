@@ -1,21 +1,19 @@
-// exp, and what the losses make of it, in float32: branchless, so that a loop over them is
-// vectorised.
+// exp in float32, branchless, so that a loop over it is vectorised.
 
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// Beyond these, exp is 0 or infinity here.
-constexpr float LOWEST_EXPONENT = -87.3f, HIGHEST_EXPONENT = 88.3f;
-
-// 2^n exp(r) with |r| <= log(2) / 2, whose exp is a polynomial; off by less than 2 units in the
-// last place. NaN stays NaN.
+// Below about -87.7 exp is 0 here, above 88.4 infinity; off by less than 2 units in the last place.
+// NaN stays NaN.
+//
+// 2^n exp(r) with |r| <= log(2) / 2, whose exp is a polynomial. The bounds are where n is -127 and
+// 128, and so 2^n, as the bits of n + 127 say it, 0 and infinity.
 inline float exponential(float x) {
-  constexpr float ROUND = 12582912.f;  // 1.5 2^23: what is added to it becomes an integer
-  const bool none = x<LOWEST_EXPONENT, endless = x> HIGHEST_EXPONENT;
-  const float bounded = none || endless ? 0.f : x;
+  constexpr float LOWEST = -88.1f, HIGHEST = 88.8f;
+  constexpr float ROUND = 12582912.f + 127;  // 1.5 2^23: what is added to it becomes an integer
+  const float above = x < LOWEST ? LOWEST : x, bounded = above > HIGHEST ? HIGHEST : above;
   const float shifted = bounded * 1.44269504f + ROUND;
   const float n = shifted - ROUND;
   const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -26,10 +24,10 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.f;
-  int32_t exponent;
-  std::memcpy(&exponent, &shifted, sizeof exponent);
-  exponent = (exponent - 0x4b400000 + 127) << 23;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits <<= 23;
   float power;
-  std::memcpy(&power, &exponent, sizeof power);
-  return none ? 0.f : endless ? INFINITY : p * power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
 }

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import torch
 
-BUILDS = ("avx512", "avx2", "baseline")  # a CPU that runs one of them runs those after it
+# a CPU that runs one of them runs those after it
+BUILDS = ("avx512_bf16", "avx512", "avx2", "baseline")
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_SINGLE, _REAL = ctypes.c_float, ctypes.c_double
+_REAL = ctypes.c_double
 _ROWS = (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE)
-_ADD = (_POINTER, _SIZE, _SIZE, _SINGLE, _POINTER, _POINTER)
-_SLOPE = (_POINTER, _SIZE, _SINGLE)
 _ARGUMENTS = {
     # cosine_similarity.cpp
     "cosine_similarity_forward": (*_ROWS, _REAL, _FLAG, _POINTER, _POINTER),
@@ -32,23 +31,38 @@ _ARGUMENTS = {
     "unit_rows_forward": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
     "paired_products": (_POINTER, _SIZE, _SIZE, _POINTER),
     "unit_rows_backward": (*4 * (_POINTER,), *4 * (_SIZE,), _REAL, _REAL, _POINTER),
-    # tiles.cpp
-    "add_exp": _ADD,
-    "add_softplus": _ADD,
-    "add_hinge": _ADD,
-    "slope_exp": _SLOPE,
-    "slope_softplus": _SLOPE,
-    "slope_hinge": _SLOPE,
-    "weigh": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER),
-    "add_logsumexp": (_POINTER, _SIZE, _SIZE, *4 * (_POINTER,)),
-    "slope_logsumexp": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
-    "weigh_logsumexp": (_POINTER, _SIZE, _SIZE, *5 * (_POINTER,)),
+    # in_batch.cpp
+    "in_batch_exp": (_POINTER,),
+    "in_batch_softplus": (_POINTER,),
+    "in_batch_hinge": (_POINTER,),
+    "in_batch_logsumexp": (_POINTER,),
+    "in_batch_elements": (_SIZE, _SIZE, _SIZE),
+    "in_batch_across": (_POINTER, _SIZE, _SIZE, _POINTER),
+    "in_batch_down": (_POINTER, _SIZE, _SIZE, _POINTER),
 }
+
+
+class InBatchWork(ctypes.Structure):
+    """What in_batch.cpp is to do, as it has it there."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("rows", "across", "down_r", "down_c")),
+        *((name, _SIZE) for name in ("n", "m", "d", "symmetric", "first_row", "diagonals")),
+        *((name, _POINTER) for name in ("offsets", "row_groups", "column_groups")),
+        *((name, _POINTER) for name in ("row_classes", "column_classes", "bias")),
+        ("margin", _REAL),
+        *((name, _POINTER) for name in ("row_totals", "column_totals")),
+        *((name, _POINTER) for name in ("row_largest", "column_largest", "kept")),
+        *((name, _POINTER) for name in ("a", "b", "row_shift", "column_shift")),
+        *((name, _POINTER) for name in ("grad_r", "grad_c", "grad_bias")),
+    )
 
 
 def usable() -> tuple[str, ...]:
     """The builds that this CPU runs, the best first."""
     level = torch.backends.cpu.get_cpu_capability().lower()
+    if level == "avx512" and torch.cpu.get_capabilities().get("avx512_bf16"):
+        level = "avx512_bf16"
     return BUILDS[BUILDS.index(level) if level in BUILDS else -1 :]
 
 
@@ -65,10 +79,16 @@ def loaded() -> ctypes.CDLL | None:
 
 
 @cache
-def function(name: str, dtype: torch.dtype) -> Callable[..., int]:
-    """The kernel of that name for tensors of that dtype, one of DTYPES."""
+def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
+    """The kernel of that name; for tensors of that dtype, one of DTYPES, if there are several."""
     library = loaded()
     assert library is not None
-    found = library[f"{name}_{DTYPES[dtype]}"]
-    found.argtypes = _ARGUMENTS[name]
+    found = library[name if dtype is None else f"{name}_{DTYPES[dtype]}"]
+    found.argtypes, found.restype = _ARGUMENTS[name], _SIZE
     return found
+
+
+@cache
+def has(name: str, dtype: torch.dtype) -> bool:
+    """Whether the build that is loaded has that kernel."""
+    return hasattr(loaded(), f"{name}_{DTYPES[dtype]}")

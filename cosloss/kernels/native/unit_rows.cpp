@@ -84,18 +84,18 @@ void backward(const T* grad_r, const T* grad_products, const T* r, const double*
 
 }  // namespace
 
-#define UNIT_ROWS(T, NAME)                                                                    \
-  extern "C" int unit_rows_forward_##NAME(const T* x, int64_t stride, int64_t n, int64_t d,   \
-                                          double eps, double scale, T* r, double* norm) {     \
-    return forward(x, stride, n, d, eps, scale, r, norm);                                     \
-  }                                                                                           \
-  extern "C" void paired_products_##NAME(const T* r, int64_t n, int64_t d, T* products) {     \
-    paired_products(r, n, d, products);                                                       \
-  }                                                                                           \
-  extern "C" void unit_rows_backward_##NAME(                                                  \
-      const T* grad_r, const T* grad_products, const T* r, const double* norm, int64_t pairs, \
-      int64_t first, int64_t n, int64_t d, double eps, double scale, T* grad_x) {             \
-    backward(grad_r, grad_products, r, norm, pairs, first, n, d, eps, scale, grad_x);         \
+#define UNIT_ROWS(T, NAME)                                                                      \
+  extern "C" int64_t unit_rows_forward_##NAME(const T* x, int64_t stride, int64_t n, int64_t d, \
+                                              double eps, double scale, T* r, double* norm) {   \
+    return forward(x, stride, n, d, eps, scale, r, norm);                                       \
+  }                                                                                             \
+  extern "C" void paired_products_##NAME(const T* r, int64_t n, int64_t d, T* products) {       \
+    paired_products(r, n, d, products);                                                         \
+  }                                                                                             \
+  extern "C" void unit_rows_backward_##NAME(                                                    \
+      const T* grad_r, const T* grad_products, const T* r, const double* norm, int64_t pairs,   \
+      int64_t first, int64_t n, int64_t d, double eps, double scale, T* grad_x) {               \
+    backward(grad_r, grad_products, r, norm, pairs, first, n, d, eps, scale, grad_x);           \
   }
 
 UNIT_ROWS(float, float32)

@@ -11,11 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.totals import Totals, empty_total
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import tuning
 from cosloss.kernels.triton.in_batch_totals import in_batch_totals_kernel
-from cosloss.kernels.triton.tile import Pairs, launch, pairs_of, precision
+from cosloss.kernels.triton.tile import launch, offsets_of, precision
 
 # float16 weights are made this large: the smallest that count are normal numbers
 FLOAT16_UNIT = 2.0**13
@@ -44,7 +45,6 @@ def forward(
     two_way = c is None or matrix.two_way
     totals = matrix.loss.totals(r, r)
     count = n if c is None or not two_way else n + m
-    pairs = pairs_of(matrix.excluded)
     size = rows.element_size()
     width, whole = tuning.forward_width(d, size)
     programs = _programs(rows, m, count)
@@ -59,8 +59,8 @@ def forward(
         bias,
         partial,
         largest,
-        pairs.ids,
-        pairs.offsets,
+        matrix.excluded.ids,
+        offsets_of(matrix.excluded),
         n,
         m,
         d,
@@ -69,7 +69,7 @@ def forward(
         KIND=totals.kind,
         SYMMETRIC=c is None,
         TWO_WAY=two_way,
-        DIAGONALS=pairs.diagonals,
+        DIAGONALS=len(matrix.excluded.offsets),
         PRECISION=precision(),
         WHOLE=whole,
         BLOCK_D=width,
@@ -115,7 +115,7 @@ def backward(
     if totals.kind == "logsumexp":
         shifts = total.clamp(min=empty_total(torch.float32)).float()
     of_rows, of_columns = _sides(rows, columns, coefficients, shifts, c is None, matrix.two_way)
-    pairs = pairs_of(matrix.excluded)
+    pairs = matrix.excluded
     grad_r = grad_c = grad_bias = None
     if needs[0] or needs[2]:
         grad_r, sums = _gradient(of_rows, of_columns, bias, unit, pairs, totals, needs[2])
@@ -132,7 +132,7 @@ def _gradient(
     other: Side,
     bias: Tensor | None,
     unit: Tensor | None,
-    pairs: Pairs,
+    pairs: Excluded,
     totals: Totals,
     sums: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -152,10 +152,10 @@ def _gradient(
         *(own.vectors, other.vectors, bias),
         *(own.coefficients, other.coefficients, own.totals, other.totals),
         *(unit, grad, weight_sums),
-        *(pairs.ids, pairs.offsets),
+        *(pairs.ids, offsets_of(pairs)),
         *(n, m, d, totals.margin),
         KIND=totals.kind,
-        DIAGONALS=pairs.diagonals,
+        DIAGONALS=len(pairs.offsets),
         PRECISION=precision(),
         WHOLE=whole,
         BLOCK_D=width,

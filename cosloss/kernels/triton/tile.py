@@ -5,49 +5,22 @@ below a running maximum, are the logarithm of a sum of exponentials; "softplus" 
 of log(1 + exp(x)) and of max(0, x - margin).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosloss.kernels.eager.tiles import Diagonals, Excluded, SameGroup, SameGroupOtherClass
+from cosloss.kernels.eager.tiles import Excluded
 
 EMPTY = tl.constexpr(-8.5e37)  # a finite stand-in for log 0, far below any logit
 
 
-class Pairs(NamedTuple):
-    """The excluded pairs as a kernel takes them.
-
-    They are those of one group, of these only the ones of different classes where there are
-    classes, and those on up to three diagonals. ids: groups of rows, of columns, then classes.
-    """
-
-    ids: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-    offsets: tuple[int, int, int]
-    diagonals: int
-
-    def transposed(self) -> "Pairs":
-        row_groups, column_groups, row_classes, column_classes = self.ids
-        first, second, third = self.offsets
-        return Pairs(
-            (column_groups, row_groups, column_classes, row_classes),
-            (-first, -second, -third),
-            self.diagonals,
-        )
-
-
-def pairs_of(excluded: Excluded) -> Pairs:
-    """The pairs, from how the eager backend has them."""
-    if isinstance(excluded, SameGroup):
-        return Pairs((excluded.row_groups, excluded.column_groups, None, None), (0, 0, 0), 0)
-    if isinstance(excluded, SameGroupOtherClass):
-        ids = excluded.groups, excluded.groups, excluded.classes, excluded.classes
-        return Pairs(ids, (0, 0, 0), 1)
-    assert isinstance(excluded, Diagonals)
+def offsets_of(excluded: Excluded) -> tuple[int, int, int]:
+    """The diagonals as a kernel takes them, which is told how many there are: three at most."""
     first, second, third = (*excluded.offsets, 0, 0, 0)[:3]
-    return Pairs((None,) * 4, (first, second, third), len(excluded.offsets))
+    return first, second, third
 
 
 def precision() -> str:

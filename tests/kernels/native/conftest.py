@@ -28,11 +28,12 @@ def no_build(monkeypatch):
 
 
 def forgotten():
-    library.loaded.cache_clear()
-    library.function.cache_clear()
+    found = library.loaded, library.function, library.has
+    for cached in found:
+        cached.cache_clear()
     yield
-    library.loaded.cache_clear()
-    library.function.cache_clear()
+    for cached in found:
+        cached.cache_clear()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Diagonals, SameGroup
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import cosine_similarity, in_batch
 
@@ -136,16 +136,16 @@ def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
     """The engine as a loss of this kind of total uses it."""
     r = c = torch.zeros(ROWS, columns)
     bias = None
-    diagonals = Diagonals((0, ROWS // 2, -ROWS // 2))
+    diagonals = Excluded((0, ROWS // 2, -ROWS // 2))
     if kind == "exp":
         c, matrix = None, Matrix(CrossEntropy(10.0), diagonals, True, dtype)
     elif kind == "hinge":
         c, matrix = None, Matrix(CosineEmbedding(0.1, 3), diagonals, True, dtype)
     elif kind == "logsumexp":
         groups = torch.zeros(ROWS, dtype=torch.int64)
-        matrix = Matrix(Contrast(), SameGroup(groups, groups), True, dtype)
+        matrix = Matrix(Contrast(), Excluded(groups=(groups, groups)), True, dtype)
     else:
-        bias, matrix = torch.zeros(()), Matrix(SigmoidContrast(), Diagonals((0,)), False, dtype)
+        bias, matrix = torch.zeros(()), Matrix(SigmoidContrast(), Excluded((0,)), False, dtype)
     total, _ = in_batch.forward(r, c, bias, matrix, False)
     needs = (True, c is not None, bias is not None)
     in_batch.backward(total, total, r, c, bias, matrix, None, needs)

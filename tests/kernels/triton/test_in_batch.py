@@ -8,7 +8,7 @@ from cosloss.kernels.eager import in_batch as eager
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Diagonals, SameGroup
+from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import in_batch, tile, tuning
 from cosloss.testing import errors
@@ -80,7 +80,7 @@ def test_totals_whatever_the_tiles(kind, columns, rows, programs, monkeypatch):
     monkeypatch.setattr(tuning, "processors", lambda like: programs)
     monkeypatch.setattr(in_batch, "PROGRAMS", 1)
     r, c = problem(rows, columns)
-    matrix = Matrix(TILE_LOSSES[kind], Diagonals((0, 3, -3)), True, torch.float32)
+    matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
     found, _ = in_batch.forward(*single(r, c), None, matrix, False)
     exact, _ = eager.forward(r, c, None, wide(matrix), False)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
@@ -98,7 +98,7 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
             monkeypatch.setitem(table, 4, 16)
         monkeypatch.setitem(tuning.PART, 4, 16)
     r, c = problem(41, columns, 37)
-    matrix = Matrix(TILE_LOSSES[kind], Diagonals((0, 3, -3)), True, torch.float32)
+    matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
     assert_gradients(r, c, None, matrix, (True, c is not None, False))
 
 
@@ -106,7 +106,7 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
 @pytest.mark.parametrize("kind", TILE_LOSSES)
 def test_groups_bias_and_one_way(kind, two_way):
     r, c = problem(35, 22)
-    groups = SameGroup(torch.arange(35) % 6, torch.arange(22) % 5)
+    groups = Excluded(groups=(torch.arange(35) % 6, torch.arange(22) % 5))
     bias = torch.tensor(-0.3, dtype=torch.float64)
     matrix = Matrix(TILE_LOSSES[kind], groups, two_way, torch.float32)
     for needs in ((True, True, True), (False, False, True), (False, True, False)):
@@ -117,7 +117,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
     r, c = problem(20, 9)
     rows, columns = torch.arange(20) % 3, torch.zeros(9, dtype=torch.int64)
     for kind, loss in TILE_LOSSES.items():
-        matrix = Matrix(loss, SameGroup(rows, columns), False, torch.float32)
+        matrix = Matrix(loss, Excluded(groups=(rows, columns)), False, torch.float32)
         total, _ = in_batch.forward(*single(r, c), None, matrix, False)
         without = total[rows == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
@@ -133,7 +133,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
 def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
     r, c = problem(70, 33)
     r, c = r.to(dtype), c.to(dtype)
-    matrix = Matrix(TILE_LOSSES[kind], Diagonals((0,)), True, dtype)
+    matrix = Matrix(TILE_LOSSES[kind], Excluded((0,)), True, dtype)
     found, _ = in_batch.forward(r.float(), c.float(), None, matrix, False)
     exact, _ = eager.forward(r.double(), c.double(), None, wide(matrix), False)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
@@ -144,7 +144,7 @@ def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
 
 def test_float16_weights_far_below_its_range():
     r, c = problem(40, 30)
-    matrix = Matrix(TILE_LOSSES["exp"], Diagonals(()), True, torch.float16)
+    matrix = Matrix(TILE_LOSSES["exp"], Excluded(()), True, torch.float16)
     r, c = r.half().double(), c.half().double()
     assert_gradients(r, c, None, matrix, (True, True, False), 5e-4, scale=1e-9)
 
@@ -204,7 +204,7 @@ def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
     right = in_batch.backward
     monkeypatch.setattr(in_batch, "backward", lambda *a: (change(right(*a)[0]), None, None))
     r, _ = problem(20, None)
-    matrix = Matrix(TILE_LOSSES["exp"], Diagonals((0,)), True, torch.float32)
+    matrix = Matrix(TILE_LOSSES["exp"], Excluded((0,)), True, torch.float32)
     with pytest.raises(AssertionError):
         assert_gradients(r, None, None, matrix, (True, False, False))
 

@@ -59,7 +59,8 @@ def test_no_graph_break_and_the_twins_numbers(name, monkeypatch):
 
 def arguments():
     r, c = 0.5 * torch.randn(2, 18, 9, generator=torch.Generator().manual_seed(0))
-    groups, none = (LABELS[:18], LABELS[:18], LABELS[:18] % 2), (None,) * 3
+    groups = LABELS[:18], LABELS[:18], LABELS[:18] % 2, LABELS[:18] % 2
+    none = (None,) * 4
     for rows, columns, bias, pairs, diagonals, two_way, kind, parameter in (
         (r, None, None, none, [0, 9, -9], True, "logsumexp", 10.0),
         (r, None, None, groups, [], True, "logsumexp", torch.inf),

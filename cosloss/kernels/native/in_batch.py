@@ -1,0 +1,241 @@
+"""The engine of the in-batch losses, compiled: a thread takes a tile through all its work at once.
+
+Shapes as in the eager engine, which has the same three functions: rows R (N, D); columns C (M, D),
+or None where they are the rows; totals (N,) in float64, or (N + M,), rows first.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from ctypes import c_int64
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cosloss.kernels.eager import tiles, walk
+from cosloss.kernels.eager.in_batch import Gradients
+from cosloss.kernels.eager.memory import empty
+from cosloss.kernels.eager.totals import ShiftedLogSumExps, Totals, rounded
+from cosloss.kernels.eager.walk import Matrix
+from cosloss.kernels.eager.workspace import workspace
+from cosloss.kernels.native import library
+
+PANEL = 32  # as in products.h: rows are packed by so many, and so many divide their length
+
+
+def forward(
+    r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
+) -> tuple[Tensor, object]:
+    """The totals, and a ticket for the tiles kept: None if not asked for, or too large."""
+    totals = matrix.new_totals(r, c)
+    task = _Task(r, c, bias, matrix, totals)
+    ticket = task.keep_tiles() if keep else None
+    task.run(adds=True)
+    totals.finish()
+    return totals.joined(), ticket
+
+
+def forward_and_backward(
+    weight: Tensor | float,
+    positive: Tensor,
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Gradients]:
+    """The totals and, without computing a tile twice, the gradients of sum_i weight_i loss_i."""
+    totals = matrix.new_totals(r, c)
+    task = _Task(r, c, bias, matrix, totals)
+    gradients = _Gradients(task, needs)
+    if matrix.loss.linear:
+        total = totals.joined()
+        slopes, _ = matrix.loss.row_slopes(total, positive)
+        gradients.take(weight * slopes, total)
+        task.run(adds=True, gradients=gradients)
+        return totals.joined(), gradients.finish()
+    weights = torch.as_tensor(weight, dtype=torch.float64).expand_as(positive)
+    for rows in task.bands():
+        task.run(rows, adds=True)
+        totals.finish(rows)
+        slopes, _ = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
+        gradients.take(weights[rows] * slopes, totals.rows[rows])
+        task.run(rows, gradients=gradients)
+    return totals.rows, gradients.finish()
+
+
+def backward(
+    grad: Tensor,
+    total: Tensor,
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    matrix: Matrix,
+    ticket: object,
+    needs: tuple[bool, bool, bool],
+) -> Gradients:
+    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
+    totals = matrix.loss.totals(*matrix.split(total, r, c))
+    task = _Task(r, c, bias, matrix, totals)
+    task.find_tiles(ticket)
+    gradients = _Gradients(task, needs)
+    gradients.take(grad, total)
+    task.run(gradients=gradients)
+    return gradients.finish()
+
+
+class _Task:
+    """One matrix's operands as the kernels take them, its totals, and the memory of its tiles."""
+
+    def __init__(
+        self, r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, totals: Totals
+    ) -> None:
+        self.symmetric, self.two_way, self.totals = c is None, matrix.two_way, totals
+        self.length = r.shape[1]
+        # where bfloat16 cannot be multiplied, its numbers are in float32
+        narrow = matrix.dtype == torch.bfloat16 and library.has("in_batch_exp", matrix.dtype)
+        self._dtype = torch.bfloat16 if narrow else torch.float32
+        self.r = self._operand(r, matrix.dtype)
+        self.c = self.r if c is None else self._operand(c, matrix.dtype)
+        self.bias = None if bias is None else bias.float()
+        self._ids = [ids if ids is None else ids.long().contiguous() for ids in matrix.excluded.ids]
+        offsets = matrix.excluded.offsets
+        self._offsets = (c_int64 * len(offsets))(*offsets)
+        self._packed: dict[str, Tensor] = {}
+        self._kept: Tensor | None = None
+        # the logits that a logsumexp keeps do not bear rounding
+        kept = torch.float32 if totals.kind == "logsumexp" else self._dtype
+        self._memory = self.r.new_empty(0, dtype=kept)
+
+    def split(self, per_loss: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows' and the columns' part of a vector over the losses, of all or some rows."""
+        if self.symmetric:
+            return per_loss, per_loss
+        rows = self.r.shape[0]
+        return (per_loss[:rows], per_loss[rows:]) if self.two_way else (per_loss, None)
+
+    def keep_tiles(self) -> object:
+        """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
+        elements = self._elements(self.r.shape[0])
+        if elements * self._memory.element_size() > walk.KEPT_BYTES:
+            workspace.release()
+            return None
+        self._kept, ticket = workspace.claim(elements, self._memory)
+        return ticket
+
+    def find_tiles(self, ticket: object) -> None:
+        """Take up the tiles that `keep_tiles` kept, if they are still there."""
+        self._kept = workspace.held() if workspace.holds(ticket) else None
+
+    def bands(self) -> Iterator[slice]:
+        """Rows whose tiles are kept together, until the next are."""
+        every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device)
+        slices = [band[0][0] for band in every]
+        height = max(rows.stop - rows.start for rows in slices)
+        self._kept = empty((self._elements(height),), self._memory)
+        yield from slices
+
+    def run(
+        self,
+        rows: slice = slice(None),
+        *,
+        adds: bool = False,
+        gradients: "_Gradients | None" = None,
+    ) -> None:
+        """Go over these rows' tiles: add them to the totals, add their weights to the gradients.
+
+        A tile is computed if it is to be added, or was not kept.
+        """
+        start, stop, _ = rows.indices(self.r.shape[0])
+        totals, (row_groups, column_groups, row_classes, column_classes) = self.totals, self._ids
+        work = library.InBatchWork(
+            *(_at(self.r, start), None, None, None),
+            *(stop - start, *self.c.shape, self.symmetric, start, len(self._offsets)),
+            ctypes.addressof(self._offsets),
+            *(_at(row_groups, start), _at(column_groups), _at(row_classes, start)),
+            *(_at(column_classes), _at(self.bias), totals.margin),
+        )
+        if adds:
+            work.row_totals, work.column_totals = _at(totals.rows, start), _at(totals.columns)
+            if isinstance(totals, ShiftedLogSumExps):
+                work.row_largest = _at(totals.largest[0], start)
+                work.column_largest = _at(totals.largest[-1])
+        if adds or self._kept is None:
+            work.across = _at(self._columns("across", _across))
+        work.kept = _at(self._kept)
+        if gradients is not None:
+            columns = self._columns("down", _down)
+            own_rows = columns if self.symmetric else _down(self.r[rows])
+            work.down_r, work.down_c = _at(own_rows), _at(columns)
+            work.a, work.b, work.row_shift, work.column_shift = map(_at, gradients.coefficients)
+            work.grad_r, work.grad_c = _at(gradients.grad_r, start), _at(gradients.grad_c)
+            work.grad_bias = _at(gradients.grad_bias)
+        library.function(f"in_batch_{totals.kind}", self._dtype)(ctypes.byref(work))
+
+    def _operand(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        missing = -x.shape[1] % PANEL
+        x = x.to(dtype).to(self._dtype)
+        return (pad(x, (0, missing)) if missing else x).contiguous()
+
+    def _columns(self, how: str, packed: Callable[[Tensor], Tensor]) -> Tensor:
+        if how not in self._packed:
+            self._packed[how] = packed(self.c)
+        return self._packed[how]
+
+    def _elements(self, rows: int) -> int:
+        return library.function("in_batch_elements")(rows, self.c.shape[0], self.symmetric)
+
+
+class _Gradients:
+    """The gradients on r, c and bias, summed up, from the coefficients of the rows at hand."""
+
+    def __init__(self, task: _Task, needs: tuple[bool, bool, bool]) -> None:
+        def zeros(like: Tensor | None, needed: bool) -> Tensor | None:
+            if like is None or not needed:
+                return None
+            return torch.zeros_like(like, dtype=torch.float32)
+
+        self._task = task
+        self.grad_r = zeros(task.r, needs[0])
+        self.grad_c = zeros(task.c, needs[1] and not task.symmetric)
+        self.grad_bias = zeros(task.bias, needs[2])
+        self.coefficients: tuple[Tensor | None, ...] = ()
+
+    def take(self, grad: Tensor, total: Tensor) -> None:
+        """Know the coefficients from the gradient on the totals: on all, or on some rows'."""
+        split, totals = self._task.split, self._task.totals
+        of_losses = split(totals.coefficients(grad, total, torch.float32).float())
+        shifts: tuple[Tensor | None, Tensor | None] = (None, None)
+        if isinstance(totals, ShiftedLogSumExps):
+            shifts = split(rounded(total, torch.float32))
+        self.coefficients = *of_losses, *shifts
+
+    def finish(self) -> Gradients:
+        """The gradients, once every tile was added."""
+        length = self._task.length
+        grad_r, grad_c = (g if g is None else g[:, :length] for g in (self.grad_r, self.grad_c))
+        return grad_r, grad_c, self.grad_bias
+
+
+def _across(x: Tensor) -> Tensor:
+    """Rows in panels, each transposed, for products along the rows."""
+    rows = -(-x.shape[0] // PANEL) * PANEL
+    packed = x.new_empty(rows, x.shape[1])
+    words = x.shape[1] * x.element_size() // 4
+    library.function("in_batch_across")(x.data_ptr(), x.shape[0], words, packed.data_ptr())
+    return packed
+
+
+def _down(x: Tensor) -> Tensor:
+    """Rows for products along the columns: as many together as a word has numbers."""
+    rows = x.shape[0] + x.shape[0] % 2
+    packed = x.new_empty(rows, x.shape[1])
+    library.function("in_batch_down", x.dtype)(x.data_ptr(), *x.shape, packed.data_ptr())
+    return packed
+
+
+def _at(x: Tensor | None, index: int = 0) -> int | None:
+    """The address of a contiguous tensor's row."""
+    if x is None:
+        return None
+    return x.data_ptr() + (index * x.stride(0) * x.element_size() if index else 0)

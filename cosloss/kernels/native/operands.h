@@ -1,0 +1,100 @@
+// The operands of the in-batch engine's products, in words (products.h), of which d / PER_WORD make
+// a row of length d.
+//
+// For logits, C "across": PANEL rows together, transposed, (m / PANEL, d / PER_WORD, PANEL). For
+// gradients, R and C "down": PANEL columns together, as many rows as a word has numbers in a word,
+// (d / PANEL, n / PER_WORD, PANEL). What is missing in the last panel or word is 0.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+#include "numbers.h"
+#include "products.h"
+#include "rows.h"
+
+inline void across(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
+#pragma omp parallel for schedule(static) if (rows * words > PARALLEL_ELEMENTS)
+  for (int64_t first = 0; first < rows; first += PANEL) {
+    const int64_t own = std::min(PANEL, rows - first);
+    for (int64_t k = 0; k < words; k++) {
+      uint32_t* row = to + first * words + k * PANEL;
+      for (int64_t j = 0; j < own; j++) row[j] = from[(first + j) * words + k];
+      std::fill(row + own, row + PANEL, 0);
+    }
+  }
+}
+
+template <typename Number>
+void down(const Number* from, int64_t rows, int64_t d, Number* to) {
+  constexpr int64_t PER_WORD = 4 / sizeof(Number);
+  const int64_t words = (rows + PER_WORD - 1) / PER_WORD;
+#pragma omp parallel for schedule(static) if (rows * d > PARALLEL_ELEMENTS)
+  for (int64_t i = 0; i < words * PER_WORD; i++) {
+    const Number* row = from + i * d;
+    for (int64_t panel = 0; panel < d; panel += PANEL) {
+      Number* lane = to + panel * words * PER_WORD + i / PER_WORD * PER_WORD * PANEL + i % PER_WORD;
+      for (int64_t k = 0; k < PANEL; k++) lane[k * PER_WORD] = i < rows ? row[panel + k] : Number{};
+    }
+  }
+}
+
+// A thread's tile of float32, and its weights as the two products of a gradient read them.
+template <typename Word>
+struct Scratch;
+
+template <>
+struct Scratch<float> {
+  static constexpr int64_t PER_WORD = 1;
+  using Number = float;
+  // not a multiple of a page: the tile's columns are read too
+  const int64_t stride;
+  std::unique_ptr<float[]> tile;
+
+  Scratch(int64_t rows, int64_t columns)
+      : stride(columns + 16), tile(new float[rows * (columns + 16)]) {}
+
+  void narrow_weights(int64_t, int64_t) {}
+  const float* weights() const { return tile.get(); }
+  int64_t weights_row() const { return stride; }
+  const float* weights_down() const { return tile.get(); }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Scratch<Pair> {
+  static constexpr int64_t PER_WORD = 2;
+  using Number = bfloat16;
+  const int64_t stride;
+  std::unique_ptr<float[]> tile;
+  std::unique_ptr<Pair[]> pairs, pairs_down;  // of columns, and of rows
+
+  Scratch(int64_t rows, int64_t columns)
+      : stride(columns + 16),
+        tile(new float[rows * stride]),
+        pairs(new Pair[(rows + 1) * stride / 2]),
+        pairs_down(new Pair[(rows + 1) / 2 * stride]) {}
+
+  void narrow_weights(int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) {
+      float* from = tile.get() + i * stride;
+      if (columns % 2) from[columns] = 0;
+      narrow_all(from, columns + columns % 2, row(i));
+    }
+    for (int64_t i = 0; i < rows; i += 2) {
+      const bfloat16 *upper = row(i), *lower = row(i + 1);
+      Pair* down = pairs_down.get() + i / 2 * stride;
+      if (i + 1 == rows) std::fill_n(row(i + 1), columns, bfloat16{0});
+#pragma omp simd
+      for (int64_t j = 0; j < columns; j++)
+        down[j].bits = upper[j].bits | uint32_t(lower[j].bits) << 16;
+    }
+  }
+  bfloat16* row(int64_t i) { return reinterpret_cast<bfloat16*>(pairs.get() + i * stride / 2); }
+  const Pair* weights() const { return pairs.get(); }
+  int64_t weights_row() const { return stride / 2; }
+  const Pair* weights_down() const { return pairs_down.get(); }
+};
+#endif
