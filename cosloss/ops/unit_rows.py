@@ -47,10 +47,10 @@ class NativeUnitRows(Function):
         ctx.set_materialize_grads(False)
         found = native.forward(views, scale=scale)
         assert found is not None  # no float32 row is out of range
-        r, norm = found
+        r, norm, products = found
         ctx.scale = scale
         ctx.save_for_backward(r, norm, *views)
-        return r, native.products(r) if len(views) == 2 else None
+        return r, products
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -28,9 +28,8 @@ _ARGUMENTS = {
     "pairwise_mirror": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _REAL),
     "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
     # unit_rows.cpp
-    "unit_rows_forward": (_POINTER, _SIZE, _SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
-    "paired_products": (_POINTER, _SIZE, _SIZE, _POINTER),
-    "unit_rows_backward": (*4 * (_POINTER,), *4 * (_SIZE,), _REAL, _REAL, _POINTER),
+    "unit_rows_forward": (*2 * (_POINTER, _SIZE), _SIZE, _SIZE, _REAL, _REAL, *3 * (_POINTER,)),
+    "unit_rows_backward": (*4 * (_POINTER,), _SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
     # in_batch.cpp
     "in_batch_exp": (_POINTER,),
     "in_batch_softplus": (_POINTER,),

@@ -55,7 +55,7 @@ def backward(
 
 def _rows(x: Tensor, eps: float) -> Rows | None:
     found = unit_rows.forward([x.detach().to(torch.promote_types(x.dtype, torch.float32))], eps)
-    return None if found is None else Rows(*found)
+    return None if found is None else Rows(*found[:2])
 
 
 def _product(rows1: Rows, rows2: Rows) -> Tensor:

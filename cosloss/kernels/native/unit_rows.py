@@ -14,29 +14,22 @@ from cosloss.kernels.native.library import function
 
 def forward(
     views: Sequence[Tensor], eps: float = 0.0, scale: float = 1.0
-) -> tuple[Tensor, Tensor] | None:
-    """r = scale x / norm of the views' rows, and their norms.
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """r = scale x / norm of the views' rows, their norms, and <r_i, r_pair(i)> of two views' rows.
 
     None if the squares of float64 rows leave float64's range, or are not numbers.
     """
     n, d = views[0].shape
     r = views[0].new_empty(len(views) * n, d)
     norm = r.new_empty(r.shape[0], dtype=torch.float64)
-    kernel = function("unit_rows_forward", r.dtype)
-    in_range = True
-    for view, x in enumerate(views):
-        x = x if x.stride(1) == 1 else x.contiguous()
-        to = _row(r, view * n), _row(norm, view * n)
-        in_range &= bool(kernel(x.data_ptr(), x.stride(0), n, d, eps, scale, *to))
-    return (r, norm) if in_range else None
-
-
-def products(r: Tensor) -> Tensor:
-    """<r_i, r_i+N> of both views' rows, once for each of the 2N."""
-    n = r.shape[0] // 2
-    found = r.new_empty(2 * n)
-    function("paired_products", r.dtype)(r.data_ptr(), n, r.shape[1], found.data_ptr())
-    return found
+    products = r.new_empty(r.shape[0]) if len(views) == 2 else None
+    views = [x if x.stride(1) == 1 else x.contiguous() for x in views]
+    where = [(x.data_ptr(), x.stride(0)) for x in views]
+    first, second = where if len(where) == 2 else (where[0], (None, 0))
+    in_range = function("unit_rows_forward", r.dtype)(
+        *(*first, *second, n, d, eps, scale), *(_at(r), _at(norm), _at(products))
+    )
+    return (r, norm, products) if in_range else None
 
 
 def backward(
@@ -53,23 +46,13 @@ def backward(
     grad_r = None if grad_r is None else grad_r.contiguous()
     grad_products = None if grad_products is None else grad_products.contiguous()
     found = [r.new_empty(n, d) if need else None for need in needs]
-    for view, grad_x in enumerate(found):
-        if grad_x is not None:
-            function("unit_rows_backward", r.dtype)(
-                None if grad_r is None else grad_r.data_ptr(),
-                None if grad_products is None else grad_products.data_ptr(),
-                r.data_ptr(),
-                norm.data_ptr(),
-                r.shape[0] // 2,
-                view * n,
-                n,
-                d,
-                eps,
-                scale,
-                grad_x.data_ptr(),
-            )
+    first, second = (*found, None)[:2]
+    function("unit_rows_backward", r.dtype)(
+        *(_at(grad_r), _at(grad_products), _at(r), _at(norm)),
+        *(n, d, eps, scale, _at(first), _at(second)),
+    )
     return found
 
 
-def _row(x: Tensor, index: int) -> int:
-    return x.data_ptr() + index * x.stride(0) * x.element_size()
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
