@@ -1,7 +1,8 @@
 """Cosine similarity, the cosine embedding loss and pairwise similarity, forward and backward."""
 
-import os
 import platform
+import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -73,7 +74,9 @@ def _pairwise(rows: int, columns: int, rounds: int, broadcast: bool) -> bool:
 def _show_broadcast_memory(rows: int, columns: int) -> None:
     # it holds six tensors of N x N x D at once
     needed = 7 * 4 * rows**2 * columns
-    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < needed:
+    # the system's count has what it would give back, its file cache above all
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    if available is None or int(available[1]) * 1024 < needed:
         print(f"torch by broadcasting: not run for want of {needed / 2**30:.0f} GiB of memory")
         return
     memory = peak_memory(forward_and_backward(_broadcast, *_inputs(rows, columns)))
