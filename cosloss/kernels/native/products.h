@@ -50,12 +50,7 @@ inline void multiply_add(Vector& sum, Pair a, Vector b) {
 template <int ROWS, typename Word>
 void block(const Word* a, int64_t row, int64_t step, const Word* b, int64_t stride, int64_t depth,
            bool add, float* out, int64_t out_stride) {
-  Vector sum[ROWS][2];
-#pragma GCC unroll 8
-  for (int i = 0; i < ROWS; i++) {
-    sum[i][0] = add ? load(out + i * out_stride) : Vector{};
-    sum[i][1] = add ? load(out + i * out_stride + LANES) : Vector{};
-  }
+  Vector sum[ROWS][2] = {};
   for (int64_t k = 0; k < depth; k++, a += step, b += stride) {
     const Vector left = load(b), right = load(b + LANES);
 #pragma GCC unroll 8
@@ -66,8 +61,11 @@ void block(const Word* a, int64_t row, int64_t step, const Word* b, int64_t stri
   }
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; i++) {
-    store(sum[i][0], out + i * out_stride);
-    store(sum[i][1], out + i * out_stride + LANES);
+    for (int half = 0; half < 2; half++) {
+      float* to = out + i * out_stride + half * LANES;
+      // added at the end: a long sum is rounded once for a block, not at each of its terms
+      store(add ? load(to) + sum[i][half] : sum[i][half], to);
+    }
   }
 }
 

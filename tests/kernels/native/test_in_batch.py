@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cosloss import functional
+from cosloss import functional, reference
 from cosloss.kernels import dispatch
 from cosloss.kernels.eager import in_batch as eager
 from cosloss.kernels.eager import tiles, walk
@@ -205,6 +205,24 @@ def test_a_backward_pass_by_another_backend_does_not_take_the_tiles_for_its_own(
         grads, torch.autograd.grad(loss(*leaves, 0.3).sum(), leaves), strict=True
     ):
         torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nt_xent_loss", "sigmoid_contrastive_loss"])
+@pytest.mark.parametrize("shape", [(2048, 128), (256, 2048)], ids=str)
+def test_long_sums_of_like_terms_err_no_more_than_the_twin(build, shape, name):
+    """Rows in ten tight clusters: sums along rows and along columns grow with each term."""
+    near = rows(10, shape[1])[torch.arange(shape[0]) % 10] + 0.05 * rows(*shape, seed=1)
+    tensors = near, near + 0.05 * rows(*shape, seed=2)
+    settings = (0.1, -10.0) if "sigmoid" in name else (0.05,)
+
+    def gradient(module, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in tensors]
+        value = getattr(module, name)(*leaves, *settings)
+        return torch.cat([g.double() for g in torch.autograd.grad(value, leaves)])
+
+    exact = gradient(reference, torch.float64)
+    ours, twin = (gradient(module, torch.float32) - exact for module in (functional, reference))
+    assert ours.norm() <= 1.25 * twin.norm()
 
 
 def test_second_derivatives_and_batched_ones(loss):
