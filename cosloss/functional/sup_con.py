@@ -100,13 +100,6 @@ def sup_con_loss(
     )
 
 
-def _excluded(labels: Tensor, ignore: Tensor | None) -> Excluded:
-    """Every row itself, and the pairs of one group whose classes differ."""
-    if ignore is None:
-        return Excluded((0,))
-    return Excluded((0,), groups=(ignore, ignore), classes=(labels, labels))
-
-
 def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
     """How many rows share their label with no other row.
 
@@ -115,6 +108,13 @@ def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
         tensor(1)
     """
     return (labels.unique(return_counts=True)[1] == 1).sum()
+
+
+def _excluded(labels: Tensor, ignore: Tensor | None) -> Excluded:
+    """Every row itself, and the pairs of one group whose classes differ."""
+    if ignore is None:
+        return Excluded((0,))
+    return Excluded((0,), groups=(ignore, ignore), classes=(labels, labels))
 
 
 def _across_processes(
