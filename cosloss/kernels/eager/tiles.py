@@ -12,7 +12,7 @@ from torch import Tensor
 Tile = tuple[slice, slice]
 
 LARGEST_SIDE = 1024  # two tiles of this size fit a CPU's last-level cache
-BAND = 1 << 21  # elements: so does a band of tiles, twice
+BAND = 1 << 22  # elements: so does a band of tiles
 
 
 def tiles(rows: int, columns: int, device: torch.device) -> list[Tile]:

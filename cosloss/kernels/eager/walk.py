@@ -76,13 +76,13 @@ class Walk:
         """The tiles of the same rows together, each with its memory until the next band."""
         every = bands(self.r.shape[0], self.c.shape[0], self.r.device)
         height = max(band[0][0].stop - band[0][0].start for band in every)
-        buffer = empty((height * self.c.shape[0],), self.r)
+        buffer = workspace.scratch("band", (height * self.c.shape[0],), self.r)
         return (list(_placed(band, buffer)) for band in every)
 
     def keep_tiles(self) -> object:
         """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
         if self._elements * self.r.element_size() > KEPT_BYTES:
-            workspace.release()
+            workspace.release_tiles()
             return None
         self._kept, ticket = workspace.claim(self._elements, self.r)
         return ticket

@@ -1,42 +1,36 @@
 """Memory that a training step gives to the next one, so that the CPU's pages need no new mapping.
 
 A loss keeps its tiles here from its forward to its backward pass. A later forward pass takes the
-memory over: the earlier loss finds its ticket void, and computes its tiles again.
+memory over: the earlier loss finds its ticket void, and computes its tiles again. What is needed
+within one call only is scratch memory.
 """
 
+import math
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from cosloss.kernels.eager.memory import empty
 
+LARGEST_SCRATCH = 16 * 2**20  # bytes; beyond, mapping the pages takes little of the step
+
 
 class Workspace(threading.local):
-    """One buffer per thread and its present holder's ticket."""
+    """One thread's buffer of tiles, with its present holder's ticket, and its scratch buffers."""
 
     def __init__(self) -> None:
-        self._buffer: Tensor | None = None
+        self._tiles = _Buffer()
         self._claimed: Tensor | None = None
         self._ticket: object = None
+        self._scratch: dict[str, _Buffer] = {}
 
     def claim(self, elements: int, like: Tensor) -> tuple[Tensor, object]:
         """A flat buffer of like's dtype and device, and the ticket that is valid until the next."""
-        claimed, self._ticket = self._claimed, object()
-        key = elements, like.dtype, like.device
-        if claimed is None or key != (claimed.numel(), claimed.dtype, claimed.device):
-            self._claimed = claimed = None
-            claimed = self._memory(elements * like.element_size(), like.device).view(like.dtype)
-            self._claimed = claimed
-        return claimed, self._ticket
-
-    def _memory(self, size: int, device: torch.device) -> Tensor:
-        buffer = self._buffer
-        if buffer is None or buffer.device != device or not size <= buffer.numel() <= 4 * size:
-            self._buffer = buffer = None  # the old memory goes before the new comes
-            buffer = empty((size,), torch.empty(0, dtype=torch.uint8, device=device))
-            self._buffer = buffer
-        return buffer[:size]
+        self._claimed, self._ticket = None, object()
+        self._claimed = self._tiles.view((elements,), like)
+        return self._claimed, self._ticket
 
     def held(self) -> Tensor:
         """The buffer as its holder claimed it."""
@@ -47,9 +41,39 @@ class Workspace(threading.local):
         """Whether the buffer still contains what the ticket's holder wrote."""
         return ticket is not None and ticket is self._ticket
 
+    def release_tiles(self) -> None:
+        """Hand the tiles' memory back."""
+        self._tiles, self._claimed, self._ticket = _Buffer(), None, None
+
     def release(self) -> None:
-        """Hand the memory back."""
-        self._buffer = self._claimed = self._ticket = None
+        """Hand all memory back."""
+        self.release_tiles()
+        self._scratch.clear()
+
+    def scratch(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uninitialised memory of like's dtype and device, until it is asked for that use again."""
+        if math.prod(shape) * like.element_size() > LARGEST_SCRATCH:
+            self._scratch.pop(use, None)
+            return empty(shape, like)
+        return self._scratch.setdefault(use, _Buffer()).view(shape, like)
+
+
+class _Buffer:
+    """Memory that grows as needed, and shrinks where it is much more than is needed."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def view(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uninitialised memory, the same from call to call; on an accelerator new memory."""
+        if not like.is_cpu:  # its allocator keeps pages, and knows what each stream still uses
+            return like.new_empty(shape)
+        size = math.prod(shape) * like.element_size()
+        memory = self._memory
+        if memory is None or not size <= memory.numel() <= 4 * size:
+            self._memory = memory = None  # the old memory goes before the new comes
+            self._memory = memory = empty((size,), torch.empty(0, dtype=torch.uint8))
+        return memory[:size].view(like.dtype).view(shape)
 
 
 workspace = Workspace()

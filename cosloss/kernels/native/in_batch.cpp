@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "memory.h"
 #include "operands.h"
 #include "products.h"
 #include "rounds.h"
@@ -20,7 +21,7 @@
 
 namespace {
 
-constexpr int64_t SMALLEST_BLOCK = 64, TOGETHER = 8;
+constexpr int64_t SMALLEST_BLOCK = 64, TOGETHER = 8, FEW = 4;
 
 struct Work {
   const void *rows, *across, *down_r, *down_c;  // R; C and R packed as in operands.h
@@ -49,17 +50,29 @@ int64_t block_of(int64_t n, bool symmetric) {
   return (size + PANEL - 1) / PANEL * PANEL;
 }
 
-Rounds rounds_of(int64_t n, int64_t m, bool symmetric) {
-  const int64_t rows = block_of(n, symmetric), columns = block_of(m, symmetric);
-  return {(n + rows - 1) / rows, (m + columns - 1) / columns, symmetric};
-}
+// How a matrix is cut into tiles.
+struct Cut {
+  int64_t height, width;
+  Rounds rounds;
+
+  Cut(int64_t n, int64_t m, bool symmetric)
+      : height(block_of(n, symmetric)), width(block_of(m, symmetric)) {
+    // few rows need no low tiles to make a round, but copies of their sums
+    const bool few = !symmetric && FEW * n <= m;
+    if (few) height = std::min((n + PANEL - 1) / PANEL * PANEL, LARGEST_BLOCK);
+    const int64_t rows = (n + height - 1) / height, columns = (m + width - 1) / width;
+    const int64_t copies = few ? std::clamp<int64_t>(TOGETHER / rows, 1, columns) : 1;
+    rounds = {rows, columns, symmetric, copies};
+  }
+};
 
 template <typename Kind, typename Word>
 using KeptAs = typename Kind::template KeptAs<typename Scratch<Word>::Number>;
 
-// The part of a matrix that a tile is: its first row and column, and how many of each.
+// The part of a matrix that a tile is: its first row and column, and how many of each. What is
+// added up along its rows goes to the sums from row `sums` on.
 struct Part {
-  int64_t i, j, rows, columns;
+  int64_t i, j, rows, columns, sums;
 };
 
 void exclude(const Work& work, Part part, float* x, int64_t stride) {
@@ -128,7 +141,7 @@ void add_gradients(const Work& work, Part part, bool mirrored, Scratch<Word>& sc
     multiply(scratch.weights(), scratch.weights_row(), 1,
              static_cast<const Word*>(work.down_c) + words(part.j) * PANEL, PANEL,
              words(work.m) * PANEL, part.rows, d, words(part.columns), true,
-             work.grad_r + part.i * d, d);
+             work.grad_r + part.sums * d, d);
   }
   float* grad_c = mirrored ? work.grad_r : work.grad_c;
   if (grad_c) {
@@ -145,7 +158,7 @@ void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kep
              int64_t kept_stride, double* bias_sum, Scratch<Word>& scratch) {
   constexpr bool KEPT_AS_COMPUTED = std::is_same_v<KeptAs<Kind, Word>, float>;
   const bool adds = work.totals.rows, computes = adds || !kept;
-  float *const weights = scratch.tile.get(), *x = weights;
+  float *const weights = scratch.tile, *x = weights;
   int64_t stride = scratch.stride;
   if constexpr (KEPT_AS_COMPUTED) {
     if (kept && adds) x = kept, stride = kept_stride;
@@ -153,7 +166,7 @@ void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kep
   if (computes) logits<Word>(work, part, x, stride);
   if (adds) {
     Kind::add(x, stride, part.rows, part.columns, work.margin,
-              work.totals.from(part.i, part.j, !diagonal));
+              work.totals.from(part.sums, part.j, !diagonal));
   } else if (computes) {
     Kind::again(x, stride, part.rows, part.columns, work.margin);
   }
@@ -171,26 +184,84 @@ void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kep
   add_gradients(work, part, work.symmetric && !diagonal, scratch);
 }
 
+// Copies of what is added up along the rows, (copies, n) of each, where there are several.
+class RowSums {
+ public:
+  RowSums(const Work& work, int64_t copies) : work_(work), copies_(copies) {
+    const int64_t all = copies * work.n;
+    if (work.totals.rows) totals_.resize(all);
+    if (work.totals.row_largest) largest_.resize(all);
+    if (work.grad_r) grad_ = thread_memory<RowSums, float>(all * work.d);
+  }
+
+  // The work that adds to them.
+  Work work() {
+    Work own = work_;
+    if (own.totals.rows) own.totals.rows = totals_.data();
+    if (own.totals.row_largest) own.totals.row_largest = largest_.data();
+    own.grad_r = grad_;
+    return own;
+  }
+
+  void clear(int64_t i) {
+    for (int64_t row = i; row < copies_ * work_.n; row += work_.n) {
+      if (work_.totals.row_largest) largest_[row] = work_.totals.row_largest[i];
+      if (work_.grad_r) std::fill_n(&grad_[row * work_.d], work_.d, 0.f);
+    }
+  }
+
+  template <typename Kind>
+  void merge(int64_t i) {
+    for (int64_t first = 0; first < copies_ * work_.n; first += work_.n) {
+      if (work_.totals.rows) Kind::merge(work_.totals, work().totals.from(first, 0, false), i);
+      if (!work_.grad_r) continue;
+      const float* from = &grad_[(first + i) * work_.d];
+      float* to = work_.grad_r + i * work_.d;
+#pragma omp simd
+      for (int64_t k = 0; k < work_.d; k++) to[k] += from[k];
+    }
+  }
+
+ private:
+  const Work& work_;
+  const int64_t copies_;
+  std::vector<double> totals_, largest_;
+  float* grad_ = nullptr;
+};
+
 template <typename Kind, typename Word>
-void go_over(const Work& work) {
-  const int64_t height = block_of(work.n, work.symmetric);
-  const int64_t width = block_of(work.m, work.symmetric);
-  const Rounds rounds = rounds_of(work.n, work.m, work.symmetric);
+void go_over(const Work& given) {
+  const Cut cut(given.n, given.m, given.symmetric);
+  const Rounds rounds = cut.rounds;
+  const bool several = rounds.copies > 1;
+  RowSums sums(given, several ? rounds.copies : 0);
+  const Work work = several ? sums.work() : given;
   std::vector<double> bias_sums(work.grad_bias ? rounds.all() : 0);
 #pragma omp parallel if (work.n * work.m > PARALLEL_ELEMENTS)
   {
-    Scratch<Word> scratch(height, width);
+    Scratch<Word> scratch(cut.height, cut.width);
+    if (several) {
+#pragma omp for
+      for (int64_t i = 0; i < work.n; i++) sums.clear(i);
+    }
     for (int64_t round = 0; round < rounds.count(); round++) {
 #pragma omp for schedule(dynamic)
       for (int64_t k = 0; k < rounds.tiles(round); k++) {
         const Tile tile = rounds.tile(round, k);
-        const int64_t place = rounds.place(tile), i = tile.i * height, j = tile.j * width;
-        const Part part = {i, j, std::min(height, work.n - i), std::min(width, work.m - j)};
+        if (tile.j >= rounds.columns) continue;
+        const int64_t place = rounds.place(tile), i = tile.i * cut.height;
+        const int64_t j = tile.j * cut.width, copy = tile.j % rounds.copies;
+        const Part part = {i, j, std::min(cut.height, work.n - i), std::min(cut.width, work.m - j),
+                           copy * work.n + i};
         auto* kept = static_cast<KeptAs<Kind, Word>*>(work.kept);
         process<Kind>(work, part, work.symmetric && i == j,
-                      kept ? kept + place * height * width : nullptr, width,
+                      kept ? kept + place * cut.height * cut.width : nullptr, cut.width,
                       work.grad_bias ? &bias_sums[place] : nullptr, scratch);
       }
+    }
+    if (several) {
+#pragma omp for
+      for (int64_t i = 0; i < work.n; i++) sums.merge<Kind>(i);
     }
   }
   if (work.grad_bias) *work.grad_bias += std::accumulate(bias_sums.begin(), bias_sums.end(), 0.0);
@@ -200,7 +271,8 @@ void go_over(const Work& work) {
 
 // How many numbers all tiles have.
 extern "C" int64_t in_batch_elements(int64_t n, int64_t m, int64_t symmetric) {
-  return rounds_of(n, m, symmetric).all() * block_of(n, symmetric) * block_of(m, symmetric);
+  const Cut cut(n, m, symmetric);
+  return cut.rounds.all() * cut.height * cut.width;
 }
 
 extern "C" void in_batch_across(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {

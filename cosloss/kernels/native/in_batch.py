@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 
 from cosloss.kernels.eager import tiles, walk
 from cosloss.kernels.eager.in_batch import Gradients
-from cosloss.kernels.eager.memory import empty
 from cosloss.kernels.eager.totals import ShiftedLogSumExps, Totals, rounded
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.eager.workspace import workspace
@@ -118,7 +117,7 @@ class _Task:
         """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
         elements = self._elements(self.r.shape[0])
         if elements * self._memory.element_size() > walk.KEPT_BYTES:
-            workspace.release()
+            workspace.release_tiles()
             return None
         self._kept, ticket = workspace.claim(elements, self._memory)
         return ticket
@@ -132,7 +131,7 @@ class _Task:
         every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device)
         slices = [band[0][0] for band in every]
         height = max(rows.stop - rows.start for rows in slices)
-        self._kept = empty((self._elements(height),), self._memory)
+        self._kept = workspace.scratch("band", (self._elements(height),), self._memory)
         yield from slices
 
     def run(
@@ -165,7 +164,7 @@ class _Task:
         work.kept = _at(self._kept)
         if gradients is not None:
             columns = self._columns("down", _down)
-            own_rows = columns if self.symmetric else _down(self.r[rows])
+            own_rows = columns if self.symmetric else _down(self.r[rows], "own rows")
             work.down_r, work.down_c = _at(own_rows), _at(columns)
             work.a, work.b, work.row_shift, work.column_shift = map(_at, gradients.coefficients)
             work.grad_r, work.grad_c = _at(gradients.grad_r, start), _at(gradients.grad_c)
@@ -220,16 +219,16 @@ class _Gradients:
 def _across(x: Tensor) -> Tensor:
     """Rows in panels, each transposed, for products along the rows."""
     rows = -(-x.shape[0] // PANEL) * PANEL
-    packed = x.new_empty(rows, x.shape[1])
+    packed = workspace.scratch("across", (rows, x.shape[1]), x)
     words = x.shape[1] * x.element_size() // 4
     library.function("in_batch_across")(x.data_ptr(), x.shape[0], words, packed.data_ptr())
     return packed
 
 
-def _down(x: Tensor) -> Tensor:
+def _down(x: Tensor, use: str = "down") -> Tensor:
     """Rows for products along the columns: as many together as a word has numbers."""
     rows = x.shape[0] + x.shape[0] % 2
-    packed = x.new_empty(rows, x.shape[1])
+    packed = workspace.scratch(use, (rows, x.shape[1]), x)
     library.function("in_batch_down", x.dtype)(x.data_ptr(), *x.shape, packed.data_ptr())
     return packed
 

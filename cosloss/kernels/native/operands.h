@@ -9,8 +9,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
+#include "memory.h"
 #include "numbers.h"
 #include "products.h"
 #include "rows.h"
@@ -51,15 +51,15 @@ struct Scratch<float> {
   using Number = float;
   // not a multiple of a page: the tile's columns are read too
   const int64_t stride;
-  std::unique_ptr<float[]> tile;
+  float* const tile;
 
   Scratch(int64_t rows, int64_t columns)
-      : stride(columns + 16), tile(new float[rows * (columns + 16)]) {}
+      : stride(columns + 16), tile(thread_memory<Scratch, float>(rows * stride)) {}
 
   void narrow_weights(int64_t, int64_t) {}
-  const float* weights() const { return tile.get(); }
+  const float* weights() const { return tile; }
   int64_t weights_row() const { return stride; }
-  const float* weights_down() const { return tile.get(); }
+  const float* weights_down() const { return tile; }
 };
 
 #ifdef __AVX512BF16__
@@ -68,33 +68,33 @@ struct Scratch<Pair> {
   static constexpr int64_t PER_WORD = 2;
   using Number = bfloat16;
   const int64_t stride;
-  std::unique_ptr<float[]> tile;
-  std::unique_ptr<Pair[]> pairs, pairs_down;  // of columns, and of rows
+  float* const tile;
+  Pair *const pairs, *const pairs_down;  // of columns, and of rows
 
   Scratch(int64_t rows, int64_t columns)
       : stride(columns + 16),
-        tile(new float[rows * stride]),
-        pairs(new Pair[(rows + 1) * stride / 2]),
-        pairs_down(new Pair[(rows + 1) / 2 * stride]) {}
+        tile(thread_memory<Scratch, float>(rows * stride)),
+        pairs(thread_memory<Pair, Pair>((rows + 1) * stride)),
+        pairs_down(pairs + (rows + 1) * stride / 2) {}
 
   void narrow_weights(int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i++) {
-      float* from = tile.get() + i * stride;
+      float* from = tile + i * stride;
       if (columns % 2) from[columns] = 0;
       narrow_all(from, columns + columns % 2, row(i));
     }
     for (int64_t i = 0; i < rows; i += 2) {
       const bfloat16 *upper = row(i), *lower = row(i + 1);
-      Pair* down = pairs_down.get() + i / 2 * stride;
+      Pair* down = pairs_down + i / 2 * stride;
       if (i + 1 == rows) std::fill_n(row(i + 1), columns, bfloat16{0});
 #pragma omp simd
       for (int64_t j = 0; j < columns; j++)
         down[j].bits = upper[j].bits | uint32_t(lower[j].bits) << 16;
     }
   }
-  bfloat16* row(int64_t i) { return reinterpret_cast<bfloat16*>(pairs.get() + i * stride / 2); }
-  const Pair* weights() const { return pairs.get(); }
+  bfloat16* row(int64_t i) { return reinterpret_cast<bfloat16*>(pairs + i * stride / 2); }
+  const Pair* weights() const { return pairs; }
   int64_t weights_row() const { return stride / 2; }
-  const Pair* weights_down() const { return pairs_down.get(); }
+  const Pair* weights_down() const { return pairs_down; }
 };
 #endif

@@ -1,6 +1,7 @@
 // The order in which a matrix's blocks are gone through: rounds of tiles, no two of which in a
-// round share a row or a column. Threads that each take tiles of one round never add to the same
-// sum, and what is added to a sum comes in the order of the rounds, whatever thread adds it.
+// round share a column or a copy of a row. Threads that each take tiles of one round never add to
+// the same sum, and what is added to a sum comes in the order of the rounds, whatever thread adds
+// it.
 
 #pragma once
 
@@ -16,18 +17,24 @@ struct Tile {
 struct Rounds {
   int64_t rows, columns;  // how many blocks
   bool symmetric;
+  // of what is added up along a row, if not symmetric: block j of the columns adds to j % copies
+  int64_t copies;
 
-  int64_t count() const { return symmetric ? 1 + (rows > 1 ? odd() : 0) : std::max(rows, columns); }
+  int64_t count() const {
+    return symmetric ? 1 + (rows > 1 ? odd() : 0) : std::max(rows, groups());
+  }
 
   int64_t tiles(int64_t round) const {
-    if (!symmetric) return std::min(rows, columns);
+    if (!symmetric) return std::min(rows, groups()) * copies;
     return round == 0 ? rows : rows / 2;
   }
 
+  // Beyond the columns there are tiles too, where copies do not divide their number.
   Tile tile(int64_t round, int64_t k) const {
     if (!symmetric) {
-      if (rows <= columns) return {k, (k + round) % columns};
-      return {(k + round) % rows, k};
+      const int64_t one = k / copies, copy = k % copies;
+      if (rows <= groups()) return {one, (one + round) % groups() * copies + copy};
+      return {(one + round) % rows, one * copies + copy};
     }
     if (round == 0) return {k, k};
     const int64_t last = rows - 1, turn = round - 1;
@@ -44,5 +51,8 @@ struct Rounds {
   int64_t all() const { return symmetric ? rows * (rows + 1) / 2 : rows * columns; }
 
  private:
+  // Blocks of columns, one for each copy, are a group.
+  int64_t groups() const { return (columns + copies - 1) / copies; }
+
   int64_t odd() const { return rows % 2 ? rows : rows - 1; }
 };

@@ -108,6 +108,9 @@ struct Sums {
     }
   }
 
+  // Add another total of row i.
+  static void merge(TotalsOf totals, TotalsOf other, int64_t i) { totals.rows[i] += other.rows[i]; }
+
   // What add leaves in the tile.
   static void again(float* x, int64_t stride, int64_t rows, int64_t columns, float margin) {
     for (int64_t i = 0; i < rows; i++) {
@@ -170,6 +173,11 @@ struct LogSumExp {
     for (int64_t j = 0; j < columns; j++) totals.columns[j] += sum[j];
   }
 
+  static void merge(TotalsOf totals, TotalsOf other, int64_t i) {
+    renewed(totals.rows[i], totals.row_largest[i], other.row_largest[i]);
+    totals.rows[i] += other.rows[i] * std::exp(other.row_largest[i] - totals.row_largest[i]);
+  }
+
   static void again(float*, int64_t, int64_t, int64_t, float) {}
 
   static void weigh(const float* x, int64_t stride, int64_t rows, int64_t columns,
@@ -193,8 +201,8 @@ struct LogSumExp {
 
  private:
   // The total below a maximum that has seen `most` too, which is returned.
-  static float renewed(double& total, double& largest, float most) {
-    const double now = std::max(largest, double(most));
+  static float renewed(double& total, double& largest, double most) {
+    const double now = std::max(largest, most);
     total *= std::exp(largest - now);
     largest = now;
     return float(std::max(now, -1e38));

@@ -136,6 +136,28 @@ def test_any_number_of_blocks(blocks):
     assert_as_eager(0.3 * r, 0.3 * c, None, matrix)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("two_way", [True, False], ids=["two-way", "one-way"])
+@pytest.mark.parametrize("kind", TILE_LOSSES)
+def test_few_rows_have_copies_of_their_sums(kind, two_way, dtype):
+    """As many copies as blocks of columns, fewer, and a number that does not divide them."""
+    for n, m in ((1, 130), (40, 450), (150, 1100), (260, 1290)):
+        r, c = problem(n, m, 10)
+        matrix = Matrix(TILE_LOSSES[kind], Excluded((0, -3)), two_way, dtype)
+        for needs in ((True, True, True), (True, False, False), (False, True, False)):
+            assert_as_eager(r, c, None, matrix, needs)
+
+
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+@pytest.mark.parametrize("m", [90, 1100], ids=["many rows", "few rows"])
+def test_logits_of_any_size(shift, m):
+    r, c = problem(100, m, 10)
+    matrix = Matrix(TILE_LOSSES["logsumexp"], Excluded((0,)), True, torch.float32)
+    total, _ = in_batch.forward(r, c, None, matrix, False)
+    shifted, _ = in_batch.forward(r, c, torch.tensor(shift), matrix, False)
+    torch.testing.assert_close(shifted, total + shift, rtol=0, atol=3e-5)
+
+
 @pytest.mark.parametrize("kind", TILE_LOSSES)
 def test_blocks_of_the_largest_size(kind):
     r, c = problem(300, 32 * 256 + 40, 3)
@@ -147,15 +169,16 @@ def test_blocks_of_the_largest_size(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", TILE_LOSSES)
-def test_a_nan_reaches_what_meets_it_and_nothing_else(kind, dtype):
-    r, c = problem(80, 90, 9)
+@pytest.mark.parametrize("columns", [90, 700], ids=["many rows", "few rows"])
+def test_a_nan_reaches_what_meets_it_and_nothing_else(kind, dtype, columns):
+    r, c = problem(80, columns, 9)
     r[3, 2] = torch.nan
     matrix = Matrix(TILE_LOSSES[kind], Excluded((1,)), True, dtype)
     total, ticket = in_batch.forward(r, c, None, matrix, True)
-    meets = torch.ones(170, dtype=torch.bool)
+    meets = torch.ones(80 + columns, dtype=torch.bool)
     meets[:80], meets[3], meets[80 + 4] = False, True, False
     assert torch.equal(total.isnan(), meets)
-    grad = torch.ones(170).double() * ~meets
+    grad = torch.ones(80 + columns).double() * ~meets
     grad[3] = 0.5
     total = total.nan_to_num()
     grad_r, grad_c, _ = in_batch.backward(grad, total, r, c, None, matrix, ticket, (True,) * 3)
@@ -241,6 +264,25 @@ def test_second_derivatives_and_batched_ones(loss):
     single = torch.autograd.grad(value, leaves)
     for each, one in zip(batched, single, strict=True):
         torch.testing.assert_close(each, weights[:, None, None] * one, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", TILE_LOSSES)
+def test_the_number_of_threads_changes_no_bit_where_rows_are_few(kind):
+    r, c = problem(150, 1100, 20)
+    matrix = Matrix(TILE_LOSSES[kind], Excluded((1,)), True, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 8, 8):
+            torch.set_num_threads(threads)
+            total, _ = in_batch.forward(r, c, None, matrix, False)
+            ones = torch.ones_like(total)
+            results.append(
+                [total, *in_batch.backward(ones, total, r, c, None, matrix, None, (True,) * 3)[:2]]
+            )
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
 
 
 def test_the_number_of_threads_changes_no_bit(loss):

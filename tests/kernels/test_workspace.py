@@ -1,0 +1,76 @@
+"""Memory that is kept from call to call."""
+
+import threading
+
+import pytest
+import torch
+
+from cosloss.kernels.eager import workspace as module
+from cosloss.kernels.eager.workspace import Workspace
+
+FLOAT = torch.empty(0)
+
+
+@pytest.fixture
+def workspace():
+    return Workspace()
+
+
+def test_the_same_use_finds_the_same_memory_in_any_dtype(workspace):
+    first = workspace.scratch("a", (30, 4), FLOAT)
+    again = workspace.scratch("a", (60, 2), FLOAT.int())
+    assert again.shape == (60, 2)
+    assert again.dtype == torch.int32
+    assert again.data_ptr() == first.data_ptr()
+
+
+def test_uses_do_not_share_memory(workspace):
+    first = workspace.scratch("a", (100,), FLOAT).zero_()
+    workspace.scratch("b", (100,), FLOAT).fill_(1)
+    tiles, _ = workspace.claim(100, FLOAT)
+    tiles.fill_(2)
+    assert (first == 0).all()
+
+
+def test_threads_do_not_share_memory(workspace):
+    first = workspace.scratch("a", (100,), FLOAT).zero_()
+    other = threading.Thread(target=lambda: workspace.scratch("a", (100,), FLOAT).fill_(1))
+    other.start()
+    other.join()
+    assert (first == 0).all()
+
+
+def test_memory_grows_as_needed_and_shrinks_when_most_of_it_is_idle(workspace):
+    def bytes_held(elements):
+        return workspace.scratch("a", (elements,), FLOAT).untyped_storage().nbytes()
+
+    assert [bytes_held(n) for n in (100, 200, 60, 10)] == [400, 800, 800, 40]
+
+
+def test_large_scratch_memory_is_not_kept(workspace, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_SCRATCH", 400)
+    kept = workspace.scratch("a", (100,), FLOAT)
+    large = workspace.scratch("a", (101,), FLOAT)
+    assert large.data_ptr() != kept.data_ptr()
+    assert workspace.scratch("a", (101,), FLOAT).data_ptr() != large.data_ptr()
+
+
+def test_a_ticket_is_void_once_the_tiles_memory_is_taken_over_or_given_back(workspace):
+    assert not workspace.holds(None)
+    tiles, first = workspace.claim(100, FLOAT)
+    assert workspace.holds(first)
+    assert workspace.held() is tiles
+    again, second = workspace.claim(100, FLOAT)
+    assert again.data_ptr() == tiles.data_ptr()
+    assert workspace.holds(second)
+    assert not workspace.holds(first)
+    workspace.release()
+    assert not workspace.holds(second)
+
+
+def test_an_accelerators_memory_is_new_each_time(workspace):
+    """Another stream may still be using what was given before."""
+    like = FLOAT.to("meta")
+    first, again = (workspace.scratch("a", (100,), like) for _ in range(2))
+    assert first.device == like.device
+    assert first.untyped_storage()._cdata != again.untyped_storage()._cdata
