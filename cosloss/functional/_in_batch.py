@@ -6,7 +6,7 @@ from torch import Tensor
 from cosloss.distributed import peers as find_peers
 from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.tile_loss import TileLoss
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops import in_batch, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
@@ -97,13 +97,15 @@ def loss_of_rows(
     reduction: str,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    positives: Positives | None = None,
     everyone: Everyone | None = None,
 ) -> Tensor:
     """The reduced loss of the rows, for embeddings of that dtype.
 
     weight: one per item; the items repeat along the losses.
+    positives: where the positive is the mean of several.
     """
-    matrix = Matrix(loss, pairs, two_way, _product_dtype(r, dtype))
+    matrix = Matrix(loss, pairs, two_way, _product_dtype(r, dtype), positives)
     rows = positive.shape[0]
     if weight is not None:
         weight = weight.to(r.dtype)

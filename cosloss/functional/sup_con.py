@@ -13,7 +13,7 @@ from cosloss.functional._checks import (
 )
 from cosloss.functional._in_batch import gathered_batch, largest_logit, logit_rows, loss_of_rows
 from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.ops.gathered import Everyone
 from cosloss.ops.transformed import transformed
 
@@ -83,6 +83,7 @@ def sup_con_loss(
     if everyone is not None:
         return _across_processes(r, labels, temperature, reduction, weight, everyone).to(z.dtype)
     siblings, count = _class_sums(r, labels)
+    at_least_one = count.clamp_min(1)
     has_positive = (count > 0).to(r.dtype)
     share = has_positive if weight is None else has_positive * weight
     if reduction == "mean":
@@ -90,13 +91,14 @@ def sup_con_loss(
     return loss_of_rows(
         r,
         None,
-        (r * siblings).sum(1) / count.clamp_min(1),
+        (r * siblings).sum(1) / at_least_one,
         Contrast(largest_logit(temperature)),
         _excluded(labels, ignore),
         two_way=True,
         dtype=z.dtype,
         reduction="none" if reduction == "none" else "sum",
         weight=share,
+        positives=Positives(labels, labels, at_least_one),
     )
 
 
@@ -125,13 +127,7 @@ def _across_processes(
     weight: Tensor | None,
     everyone: Everyone,
 ) -> Tensor:
-    """The joined batch's loss. Its part in the positives,
-
-        -sum_i s_i / count_i sum_{p in P(i)} <r_i, r_p>,
-
-    is bilinear: a process's own rows get its whole gradient from their inner product with
-    sum_p (s_i + s_p) / count_i r_p.
-    """
+    """The joined batch's loss."""
     peers = everyone.peers
     all_labels = peers.gather(labels)
     all_weights = r.new_ones(all_labels.shape) if weight is None else peers.gather(weight)
@@ -139,13 +135,12 @@ def _across_processes(
     own = slice(first, first + r.shape[0])
     rows = everyone.rows.to(r.dtype)
     siblings, count = _class_sums(rows, all_labels)
+    at_least_one = count.clamp_min(1)
     share = all_weights.to(r.dtype) * (count > 0)
     if reduction == "mean":
         share = share / (count > 0).sum().clamp_min(1)
-    weighted_siblings, _ = _class_sums(share[:, None] * rows, all_labels)
-    pull = (share[:, None] * siblings + weighted_siblings) / count.clamp_min(1)[:, None]
-    positive = (rows * siblings).sum(1) / count.clamp_min(1)
-    contrast = loss_of_rows(
+    positive = (rows * siblings).sum(1) / at_least_one
+    return loss_of_rows(
         r,
         None,
         positive[own],
@@ -155,10 +150,9 @@ def _across_processes(
         dtype=r.dtype,
         reduction="sum",
         weight=share[own],
+        positives=Positives(labels, all_labels, at_least_one[own]),
         everyone=everyone,
     )
-    positives = -peers.world * (r * pull[own]).sum()
-    return contrast + (positives - positives.detach())
 
 
 def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

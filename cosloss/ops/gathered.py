@@ -2,8 +2,8 @@
 
 With the gathered rows R', C' of all processes, a process computes the totals of its own rows
 against C', and of its own columns against R' where columns have losses. What the gradient of its
-rows needs of the others is one coefficient a_j = w_j dl/dT_j and one total T_j per row: they are
-gathered once in the forward pass, and
+rows needs of the others is one coefficient a_j = w_j dl/dT_j and one total T_j per row, and where
+its positives are several the gradient on each: they are gathered once in the forward pass, and
 
     grad_R = sum over all columns of (a_i dT_i/dx_ij + b_j dT_j/dx_ij) c'_j
 
@@ -24,6 +24,9 @@ from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops.as_written import products_as_written
+
+# what a row tells of itself, in this order; its pull only if positives are several
+COEFFICIENT, TOTAL, LOSS, PULL = range(4)
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,16 @@ class Gathered(Function):
                 total = torch.cat([total, of_columns])
         loss = matrix.loss.rows(total, positive) * weight
         per_total, per_positive = matrix.loss.row_slopes(total, positive)
-        told = torch.stack([(weight * per_total).to(total.dtype), total, loss.to(total.dtype)], 1)
+        each = [weight * per_total, total, loss]
+        if matrix.positives is not None:
+            each.append(weight * per_positive / matrix.positives.count)
+        told = torch.stack([x.to(total.dtype) for x in each], 1)
         # two rows of losses for an item, one of its row and one of its column, travel as columns
         sides = 2 if matrix.two_way and c is not None else 1
         heard = everyone.peers.gather(torch.cat(told.tensor_split(sides), 1))
         ctx.matrix, ctx.everyone, ctx.sides = matrix, everyone, sides
         ctx.save_for_backward(r, c, bias, weight * per_positive, told, heard)
-        return heard[:, 2::3].sum().to(r.dtype)
+        return heard[:, LOSS :: len(each)].sum().to(r.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,8 +96,10 @@ class Gathered(Function):
             excluded = Excluded(groups=groups[::-1] if needs[1] else groups)
             matrix = replace(ctx.matrix, excluded=excluded, two_way=len(sides) == 2)
             both = torch.cat(sides)
+            pulls = None if matrix.positives is None else grad * both[:, PULL]
             return kernel.backward(
-                grad * both[:, 0], both[:, 1], rows, columns, bias, matrix, None, needs
+                *(grad * both[:, COEFFICIENT], both[:, TOTAL]),
+                *(rows, columns, bias, matrix, None, needs, pulls),
             )
 
         with products_as_written(r):

@@ -9,6 +9,8 @@ positive's logit and weights w, the loss is L = sum_i w_i l(T_i, p_i). Then, wit
 Where C is R, X is symmetric, W_ij = W_ji carries both terms, and grad_R = W R: the tiles above the
 diagonal give the rest. Normalisation and temperature lie outside, in R = u / sqrt(temperature), so
 that the gradient on the temperature costs no pass over the matrix: it is sum_i <R_i, grad_R_i>.
+
+Where p_i is the mean of several logits of its row, W_ij has g w_i dl/dp_i / count_i more at those.
 """
 
 from typing import Any
@@ -34,12 +36,17 @@ def in_batch(
     bias: Tensor | None,
     matrix: Matrix,
 ) -> Tensor:
-    """sum_i w_i l_i for constant weights, or every l_i where weight is None."""
+    """sum_i w_i l_i for constant weights, or every l_i where weight is None.
+
+    positive: (N,), differentiable, also where it is the mean of the matrix's own positives.
+    """
     if opaque(r, c):
         loss = matrix.loss.rows(in_batch_totals(r, c, bias, matrix), positive)
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
     if transformed(r, c, positive, bias):
         return dense(r, c, positive, weight, bias, matrix)
+    if matrix.positives is not None:
+        positive = positive.detach()  # the gradient through it is the matrix's
     return InBatch.apply(r, c, positive, weight, bias, matrix)
 
 
@@ -57,7 +64,11 @@ def dense(
         x = (r.to(matrix.dtype) @ columns.to(matrix.dtype).T).to(r.dtype)
         if bias is not None:
             x = x + bias
-        x = x.masked_fill(matrix.excluded.mask(x), empty_total(x.dtype))
+        excluded = matrix.excluded.mask(x)
+        if matrix.positives is not None:
+            pairs = matrix.positives.mask() & ~excluded
+            positive = torch.where(pairs, x, 0).sum(1) / matrix.positives.count
+        x = x.masked_fill(excluded, empty_total(x.dtype))
         total = matrix.loss.dense_total(x, 1)
         if matrix.two_way and c is not None:
             total = torch.cat([total, matrix.loss.dense_total(x, 0)])
@@ -109,6 +120,7 @@ class InBatch(Function):
         if not ctx.one_walk:
             with products_as_written(r):
                 engine = engine_for(r, c)
+                positives = ctx.matrix.positives
                 gradients = engine.backward(
                     grad * per_total,
                     total,
@@ -118,6 +130,7 @@ class InBatch(Function):
                     ctx.matrix,
                     ctx.ticket if engine is ctx.engine else None,
                     (needs_r, needs_c, needs_bias),
+                    None if positives is None else grad * per_positive / positives.count,
                 )
         else:
             gradients = [None if x is None else grads[0] * x for x in gradients]

@@ -12,6 +12,7 @@ from cosloss import (
     functional,
     reference,
 )
+from cosloss.kernels import dispatch
 
 LOSSES = {
     "nt_xent": lambda m, a, b, t: m.nt_xent_loss(a, b, t),
@@ -185,6 +186,25 @@ def test_cosine_module_hands_its_weight_on():
     target = torch.tensor([1, -1, 1, -1, 1, -1])
     torch.testing.assert_close(plain(z1, z2, target), plain.reference()(z1, z2, target))
     assert repr(module) == "CosineEmbeddingLoss(margin=-0.2, reduction='mean', negative_weight=3.0)"
+
+
+@pytest.mark.parametrize("backend", ["eager", None])
+@pytest.mark.parametrize("spread", [0.3, 0.05, 0.001])
+def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin(spread, backend):
+    """What pulls a row to its class and what pushes it away all but cancel."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(256) % 10
+    z = torch.randn(10, 128, generator=generator)[labels]
+    z = z + spread * torch.randn(256, 128, generator=generator)
+
+    def gradient(module, dtype):
+        leaf = z.to(dtype).requires_grad_()
+        return torch.autograd.grad(module.sup_con_loss(leaf, labels), leaf)[0].double()
+
+    exact = gradient(reference, torch.float64)
+    with dispatch.use(backend):
+        ours = gradient(functional, torch.float32) - exact
+    assert ours.norm() <= 1.25 * (gradient(reference, torch.float32) - exact).norm()
 
 
 def test_sup_con_counts_the_rows_it_leaves_out():

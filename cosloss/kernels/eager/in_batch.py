@@ -76,13 +76,17 @@ def backward(
     matrix: Matrix,
     ticket: object,
     needs: tuple[bool, bool, bool],
+    pulls: Tensor | None = None,
 ) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
+    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals.
+
+    pulls: like the totals, the gradient on the logit of each of a row's positives.
+    """
     walk = Walk(r, c, bias, matrix)
     kept = walk.find_tiles(ticket)
     totals = matrix.loss.totals(*matrix.split(total, r, c))
     sums = _Sums(walk, matrix, totals, r, c, bias, needs)
-    sums.take(totals.coefficients(grad, total, matrix.dtype))
+    sums.take(totals.coefficients(grad, total, matrix.dtype), pulls=pulls)
     for i, j, memory in walk:
         if not kept:
             totals.again(walk.logits(i, j, memory))
@@ -110,17 +114,22 @@ class _Sums:
         needs: tuple[bool, bool, bool],
     ) -> None:
         self._walk, self._totals = walk, totals
+        self._positives = matrix.positives
         self._split = lambda per_loss: matrix.split(per_loss, r, c)
         self._grad_r = torch.zeros_like(r) if needs[0] else None
         self._grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
         self._grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
         self._one_way = totals.columns is None
         self._a, self._b = r.new_empty(r.shape[0]), totals.columns
+        self._pulls: tuple[Tensor, Tensor | None] | None = None
         scales_r = self._one_way and self._grad_c is not None
         self._factor = torch.empty_like(walk.r) if scales_r else walk.r
 
-    def take(self, coefficients: Tensor, rows: slice = slice(None)) -> None:
+    def take(
+        self, coefficients: Tensor, rows: slice = slice(None), pulls: Tensor | None = None
+    ) -> None:
         """Know the coefficients of these rows; of all rows and columns, if columns have some."""
+        self._pulls = None if pulls is None else self._split(pulls.to(self._a.dtype))
         a, b = self._split(coefficients.to(self._a.dtype))
         if rows == slice(None):
             self._a = a
@@ -137,6 +146,7 @@ class _Sums:
             weight = self._totals.slopes(kept, i, out=scratch)
         else:
             weight = self._totals.weigh(kept, i, j, self._a, self._b, out=scratch)
+            self._pull(weight, kept, i, j)
         if self._grad_r is not None:
             _add_product(self._grad_r[i], weight, walk.c[j])
             if walk.symmetric and i != j:
@@ -146,6 +156,15 @@ class _Sums:
         if self._grad_bias is not None:
             of_rows = weight.sum(1, dtype=self._grad_bias.dtype)
             self._grad_bias += (of_rows * self._a[i] if self._one_way else of_rows).sum()
+
+    def _pull(self, weight: Tensor, kept: Tensor, i: slice, j: slice) -> None:
+        """Add to the weights of a tile those of its positives."""
+        if self._pulls is None or self._positives is None:
+            return
+        of_rows, of_columns = self._pulls
+        assert of_columns is not None
+        pairs = self._positives.mask(i, j) & self._totals.included(kept)
+        weight += torch.where(pairs, of_rows[i, None] + of_columns[j], 0)
 
     def finish(self) -> Gradients:
         """The gradients, once every tile was added."""

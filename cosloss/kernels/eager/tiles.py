@@ -107,3 +107,20 @@ class Excluded:
         if self.classes is not None:
             mask = mask & (self.classes[0][i, None] != self.classes[1][j])
         return mask
+
+
+@dataclass(frozen=True)
+class Positives:
+    """The pairs that a row's positive logit is the mean of: of one class, and not excluded.
+
+    rows, columns: ids of their classes.
+    count: (N,), how many positives a row has, or 1 if it has none.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    count: Tensor
+
+    def mask(self, i: slice = slice(None), j: slice = slice(None)) -> Tensor:
+        """True at the tile's pairs of one class."""
+        return self.rows[i, None] == self.columns[j]

@@ -48,6 +48,10 @@ class Totals(ABC):
     def weigh(self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         """The gradient on the tile's logits, from all rows' and all columns' coefficients."""
 
+    @abstractmethod
+    def included(self, kept: Tensor) -> Tensor:
+        """True at the tile's pairs that are not excluded."""
+
     def coefficients(self, grad: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
         """The coefficients from the gradient on the totals, for logits of that dtype."""
         return grad
@@ -95,6 +99,9 @@ class Sums(Totals):
 
     def weigh(self, kept: Tensor, i: slice, j: slice, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return torch.add(a[i, None], b[j], out=out).mul_(kept)
+
+    def included(self, kept: Tensor) -> Tensor:
+        return kept != 0  # as no slope of the others is, of those sums that have positives
 
 
 class LogSumExps(Sums):
@@ -170,6 +177,9 @@ class ShiftedLogSumExps(Totals):
         self.slopes(kept, i, out).mul_(a[i, None])
         out += (kept - rounded(self.columns[j], kept.dtype)).exp_().mul_(b[j])
         return out
+
+    def included(self, kept: Tensor) -> Tensor:
+        return kept != -torch.inf
 
 
 def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cosloss.kernels.eager.memory import empty
 from cosloss.kernels.eager.tile_loss import TileLoss
-from cosloss.kernels.eager.tiles import Excluded, Tile, bands, tiles, triangle
+from cosloss.kernels.eager.tiles import Excluded, Positives, Tile, bands, tiles, triangle
 from cosloss.kernels.eager.totals import Totals
 from cosloss.kernels.eager.workspace import workspace
 
@@ -25,12 +25,16 @@ class Matrix:
     """A logit matrix's loss, its excluded pairs, and the dtype of its products.
 
     two_way: every column has a loss as well as every row; always so for a symmetric matrix.
+    positives: where a row's positive logit is the mean of several of the matrix; only for a
+        logsumexp, two-way. The gradient through them then goes tile by tile too: of rows close to
+        each other, what pulls and what pushes all but cancels, pair by pair.
     """
 
     loss: TileLoss
     excluded: Excluded
     two_way: bool
     dtype: torch.dtype
+    positives: Positives | None = None
 
     def new_totals(self, r: Tensor, c: Tensor | None) -> Totals:
         """The accumulator that tiles are added to, over zeros for the rows and the columns."""

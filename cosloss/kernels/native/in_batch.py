@@ -72,13 +72,17 @@ def backward(
     matrix: Matrix,
     ticket: object,
     needs: tuple[bool, bool, bool],
+    pulls: Tensor | None = None,
 ) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
+    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals.
+
+    pulls: like the totals, the gradient on the logit of each of a row's positives.
+    """
     totals = matrix.loss.totals(*matrix.split(total, r, c))
     task = _Task(r, c, bias, matrix, totals)
     task.find_tiles(ticket)
     gradients = _Gradients(task, needs)
-    gradients.take(grad, total)
+    gradients.take(grad, total, pulls)
     task.run(gradients=gradients)
     return gradients.finish()
 
@@ -97,7 +101,11 @@ class _Task:
         self.r = self._operand(r, matrix.dtype)
         self.c = self.r if c is None else self._operand(c, matrix.dtype)
         self.bias = None if bias is None else bias.float()
-        self._ids = [ids if ids is None else ids.long().contiguous() for ids in matrix.excluded.ids]
+        self._ids = [*map(_ids, matrix.excluded.ids)]
+        positives = matrix.positives
+        self._classes = (
+            None if positives is None else (_ids(positives.rows), _ids(positives.columns))
+        )
         offsets = matrix.excluded.offsets
         self._offsets = (c_int64 * len(offsets))(*offsets)
         self._packed: dict[str, Tensor] = {}
@@ -167,6 +175,9 @@ class _Task:
             own_rows = columns if self.symmetric else _down(self.r[rows], "own rows")
             work.down_r, work.down_c = _at(own_rows), _at(columns)
             work.a, work.b, work.row_shift, work.column_shift = map(_at, gradients.coefficients)
+            if gradients.pulls is not None and self._classes is not None:
+                work.row_pull, work.column_pull = map(_at, gradients.pulls)
+                work.row_class, work.column_class = map(_at, self._classes)
             work.grad_r, work.grad_c = _at(gradients.grad_r, start), _at(gradients.grad_c)
             work.grad_bias = _at(gradients.grad_bias)
         library.function(f"in_batch_{totals.kind}", self._dtype)(ctypes.byref(work))
@@ -199,10 +210,12 @@ class _Gradients:
         self.grad_c = zeros(task.c, needs[1] and not task.symmetric)
         self.grad_bias = zeros(task.bias, needs[2])
         self.coefficients: tuple[Tensor | None, ...] = ()
+        self.pulls: tuple[Tensor | None, ...] | None = None
 
-    def take(self, grad: Tensor, total: Tensor) -> None:
+    def take(self, grad: Tensor, total: Tensor, pulls: Tensor | None = None) -> None:
         """Know the coefficients from the gradient on the totals: on all, or on some rows'."""
         split, totals = self._task.split, self._task.totals
+        self.pulls = None if pulls is None else split(pulls.float())
         of_losses = split(totals.coefficients(grad, total, torch.float32).float())
         shifts: tuple[Tensor | None, Tensor | None] = (None, None)
         if isinstance(totals, ShiftedLogSumExps):
@@ -231,6 +244,10 @@ def _down(x: Tensor, use: str = "down") -> Tensor:
     packed = workspace.scratch(use, (rows, x.shape[1]), x)
     library.function("in_batch_down", x.dtype)(x.data_ptr(), *x.shape, packed.data_ptr())
     return packed
+
+
+def _ids(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.long().contiguous()
 
 
 def _at(x: Tensor | None, index: int = 0) -> int | None:

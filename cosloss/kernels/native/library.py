@@ -53,6 +53,7 @@ class InBatchWork(ctypes.Structure):
         *((name, _POINTER) for name in ("row_totals", "column_totals")),
         *((name, _POINTER) for name in ("row_largest", "column_largest", "kept")),
         *((name, _POINTER) for name in ("a", "b", "row_shift", "column_shift")),
+        *((name, _POINTER) for name in ("row_pull", "column_pull", "row_class", "column_class")),
         *((name, _POINTER) for name in ("grad_r", "grad_c", "grad_bias")),
     )
 

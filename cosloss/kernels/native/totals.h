@@ -62,13 +62,22 @@ struct TotalsOf {
 };
 
 // The coefficients of a tile's rows and columns, those of the columns 0 if missing. A logsumexp's
-// go with a shift.
+// go with a shift. Where there are pulls, they are added to the weights of the pairs of one class
+// that are not excluded; the columns then have coefficients.
 struct CoefficientsOf {
-  const float *a, *b, *row_shift, *column_shift;
+  const float *a, *b, *row_shift, *column_shift, *row_pull, *column_pull;
+  const int64_t *row_class, *column_class;
 
   CoefficientsOf from(int64_t i, int64_t j) const {
-    auto ahead = [](const float* x, int64_t by) { return x ? x + by : nullptr; };
-    return {a + i, ahead(b, j), ahead(row_shift, i), ahead(column_shift, j)};
+    auto ahead = [](auto* x, int64_t by) { return x ? x + by : nullptr; };
+    return {a + i,
+            ahead(b, j),
+            ahead(row_shift, i),
+            ahead(column_shift, j),
+            ahead(row_pull, i),
+            ahead(column_pull, j),
+            ahead(row_class, i),
+            ahead(column_class, j)};
   }
 };
 
@@ -127,7 +136,16 @@ struct Sums {
       const Kept* from = slopes + i * stride;
       float* to = out + i * out_stride;
       const float a = of.a[i];
-      if (of.b) {
+      if (of.row_pull) {
+        const float pull = of.row_pull[i];
+        const int64_t own = of.row_class[i];
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) {
+          const float slope = single(from[j]);  // not 0, of the sums that have positives
+          const bool positive = of.column_class[j] == own && slope != 0;
+          to[j] = slope * (a + of.b[j]) + (positive ? pull + of.column_pull[j] : 0);
+        }
+      } else if (of.b) {
 #pragma omp simd
         for (int64_t j = 0; j < columns; j++) to[j] = single(from[j]) * (a + of.b[j]);
       } else {
@@ -186,7 +204,17 @@ struct LogSumExp {
       const float* from = x + i * stride;
       float* to = out + i * out_stride;
       const float a = of.a[i], shift = of.row_shift[i];
-      if (of.b) {
+      if (of.row_pull) {
+        const float pull = of.row_pull[i];
+        const int64_t own = of.row_class[i];
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) {
+          const bool positive = of.column_class[j] == own && from[j] != -INFINITY;
+          const float of_row = a * exponential(from[j] - shift);
+          const float of_column = of.b[j] * exponential(from[j] - of.column_shift[j]);
+          to[j] = of_row + of_column + (positive ? pull + of.column_pull[j] : 0);
+        }
+      } else if (of.b) {
 #pragma omp simd
         for (int64_t j = 0; j < columns; j++) {
           const float of_row = a * exponential(from[j] - shift);

@@ -27,12 +27,15 @@ PROGRAMS, SMALL_PARTIAL_BYTES = 2, 32 * 2**20
 class Side(NamedTuple):
     """The rows or the columns: unit vectors, and where they have losses, coefficients and totals.
 
-    For a logsumexp a weight is taken from the totals, else from the coefficients alone.
+    For a logsumexp a weight is taken from the totals, else from the coefficients alone. Where
+    positives are several, the ids of their classes, and the gradient on the logit of each.
     """
 
     vectors: Tensor
     coefficients: Tensor | None
     totals: Tensor | None
+    pulls: Tensor | None
+    classes: Tensor | None
 
 
 def forward(
@@ -101,20 +104,25 @@ def backward(
     matrix: Matrix,
     ticket: object,
     needs: tuple[bool, bool, bool],
+    pulls: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals."""
+    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals.
+
+    pulls: like the totals, the gradient on the logit of each of a row's positives.
+    """
     rows, columns = _operands(r, c, matrix)
     totals = matrix.loss.totals(r, r)
     unit = None
     if rows.dtype == torch.float16:
         largest = grad.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
         unit = (largest / FLOAT16_UNIT).float()
-        grad = grad / unit
+        grad, pulls = grad / unit, None if pulls is None else pulls / unit
     coefficients = totals.coefficients(grad, total, torch.float32).float()
     shifts = None
     if totals.kind == "logsumexp":
         shifts = total.clamp(min=empty_total(torch.float32)).float()
-    of_rows, of_columns = _sides(rows, columns, coefficients, shifts, c is None, matrix.two_way)
+    per_loss = coefficients, shifts, None if pulls is None else pulls.float()
+    of_rows, of_columns = _sides(rows, columns, c is None, matrix, per_loss)
     pairs = matrix.excluded
     grad_r = grad_c = grad_bias = None
     if needs[0] or needs[2]:
@@ -153,6 +161,8 @@ def _gradient(
         *(own.coefficients, other.coefficients, own.totals, other.totals),
         *(unit, grad, weight_sums),
         *(pairs.ids, offsets_of(pairs)),
+        (own.classes, other.classes),
+        None if own.pulls is None else (own.pulls, other.pulls),
         *(n, m, d, totals.margin),
         KIND=totals.kind,
         DIAGONALS=len(pairs.offsets),
@@ -172,19 +182,25 @@ def _operands(r: Tensor, c: Tensor | None, matrix: Matrix) -> tuple[Tensor, Tens
 def _sides(
     rows: Tensor,
     columns: Tensor,
-    coefficients: Tensor,
-    shifts: Tensor | None,
     symmetric: bool,
-    two_way: bool,
+    matrix: Matrix,
+    per_loss: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Side, Side]:
-    n = rows.shape[0]
-    if symmetric:
-        side = Side(rows, coefficients, shifts)
-        return side, side
-    of_rows = Side(rows, coefficients[:n], None if shifts is None else shifts[:n])
-    if not two_way:
-        return of_rows, Side(columns, None, None)
-    return of_rows, Side(columns, coefficients[n:], None if shifts is None else shifts[n:])
+    """The rows' and the columns' side; per_loss: coefficients, totals and pulls of all losses."""
+
+    def side(vectors: Tensor, part: slice | None, classes: Tensor | None) -> Side:
+        coefficients, totals, pulls = (
+            None if x is None or part is None else x[part] for x in per_loss
+        )
+        return Side(vectors, coefficients, totals, pulls, classes)
+
+    n, positives = rows.shape[0], matrix.positives
+    of_columns: slice | None = slice(n)
+    if not symmetric:
+        of_columns = slice(n, None) if matrix.two_way else None
+    if positives is None:
+        return side(rows, slice(n), None), side(columns, of_columns, None)
+    return side(rows, slice(n), positives.rows), side(columns, of_columns, positives.columns)
 
 
 def _programs(rows: Tensor, columns: int, totals: int) -> int:

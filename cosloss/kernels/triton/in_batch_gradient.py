@@ -4,14 +4,15 @@ A program goes over the columns tile by tile, computes the logits again, and add
 
     grad_i = sum_j W_ij c_j,    W_ij = a_i dT_i/dx_ij + b_j dT_j/dx_ij
 
-in registers. A gradient wider than BLOCK_D is done in parts, each of which computes the logits; of
-a small batch the columns are dealt out to `splits` programs, whose sums are added up afterwards.
+in registers. Where a row's positives are several, W_ij has their pairs' pulls too. A gradient wider
+than BLOCK_D is done in parts, each of which computes the logits; of a small batch the columns are
+dealt out to `splits` programs, whose sums are added up afterwards.
 """
 
 import triton
 import triton.language as tl
 
-from cosloss.kernels.triton.tile import load_rows, products, slope, without_excluded
+from cosloss.kernels.triton.tile import load_rows, products, same_ids, slope, without_excluded
 
 
 @triton.jit
@@ -28,6 +29,8 @@ def in_batch_bwd_kernel(
     weight_sums,
     ids,
     offsets,
+    classes,
+    pulls,
     rows,
     columns,
     D,
@@ -84,6 +87,11 @@ def in_batch_bwd_kernel(
                 weight *= row_a[:, None]
             else:
                 weight *= row_a[:, None] + column_b[None, :]
+        if pulls is not None:
+            positive = same_ids(classes, row, column, rows, columns) & (x != float("-inf"))
+            of_row = tl.load(pulls[0] + row, mask=inside, other=0)
+            of_column = tl.load(pulls[1] + column, mask=column < columns, other=0)
+            weight += tl.where(positive, of_row[:, None] + of_column[None, :], 0.0)
         if weight_sums is not None:
             weight_sum += tl.sum(weight, 1)
         acc = tl.dot(weight.to(other.dtype), other, acc, input_precision=PRECISION)

@@ -65,10 +65,9 @@ def without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS: tl.
     height: tl.constexpr = row.shape[0]
     width: tl.constexpr = column.shape[0]
     if ids[0] is not None:
-        excluded = _ids(ids[0], row, rows)[:, None] == _ids(ids[1], column, columns)[None, :]
+        excluded = same_ids((ids[0], ids[1]), row, column, rows, columns)
         if ids[2] is not None:
-            classes = _ids(ids[2], row, rows)[:, None], _ids(ids[3], column, columns)[None, :]
-            excluded &= classes[0] != classes[1]
+            excluded &= ~same_ids((ids[2], ids[3]), row, column, rows, columns)
         x = tl.where(excluded, float("-inf"), x)
     for k in tl.static_range(DIAGONALS):
         distance = first_row + offsets[k] - first_column
@@ -77,6 +76,12 @@ def without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS: tl.
     if (first_row + height > rows) | (first_column + width > columns):
         x = tl.where((row < rows)[:, None] & (column < columns)[None, :], x, float("-inf"))
     return x
+
+
+@triton.jit
+def same_ids(ids, row, column, rows, columns):
+    """Whether the row's id is the column's; ids: pointers to those of the rows and the columns."""
+    return _ids(ids[0], row, rows)[:, None] == _ids(ids[1], column, columns)[None, :]
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from cosloss.kernels.eager import tiles, walk
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.native import in_batch
 from cosloss.kernels.native import unit_rows as native_rows
@@ -91,7 +91,8 @@ def assert_as_eager(r, c, bias, matrix, needs=(True, True, True)):
         total, ticket = engine.forward(*given, chosen, keep)
         assert (ticket is not None) == keep
         grad = torch.linspace(0.37, 1.1, total.shape[0]).double()  # no sum cancels
-        return [total, *engine.backward(grad, total, *given, chosen, ticket, needs)]
+        pulls = None if matrix.positives is None else 0.02 * grad.flip(0)
+        return [total, *engine.backward(grad, total, *given, chosen, ticket, needs, pulls)]
 
     exact, plain = run(eager, torch.float64), run(eager, torch.float32)
     for keep in (True, False):
@@ -146,6 +147,18 @@ def test_few_rows_have_copies_of_their_sums(kind, two_way, dtype):
         matrix = Matrix(TILE_LOSSES[kind], Excluded((0, -3)), two_way, dtype)
         for needs in ((True, True, True), (True, False, False), (False, True, False)):
             assert_as_eager(r, c, None, matrix, needs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pairs", ["diagonals", "classes"])
+@pytest.mark.parametrize("kind", ["exp", "logsumexp"])
+def test_positives_have_weights_of_their_own(build, kind, pairs, dtype):
+    for n, m in ((1, None), (70, None), (333, None), (90, 200), (150, 1100)):
+        r, c = problem(n, m, 10)
+        m = m or n
+        positives = Positives(torch.arange(n) % 4, torch.arange(m) % 4, torch.ones(n))
+        matrix = Matrix(TILE_LOSSES[kind], excluded(pairs, n, m), True, dtype, positives)
+        assert_as_eager(r, c, None, matrix)
 
 
 @pytest.mark.parametrize("shift", [-300.0, 300.0])
@@ -317,7 +330,9 @@ def test_a_wrong_kernel_is_caught(planted, monkeypatch):
     elif planted == "take":
         take = in_batch._Gradients.take
         monkeypatch.setattr(
-            in_batch._Gradients, "take", lambda self, grad, total: take(self, 1.001 * grad, total)
+            in_batch._Gradients,
+            "take",
+            lambda self, grad, *others: take(self, 1.001 * grad, *others),
         )
     elif planted == "kept":
         held = walk.workspace.held

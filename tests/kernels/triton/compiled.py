@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import cosine_similarity, in_batch
 
@@ -143,12 +143,15 @@ def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
         c, matrix = None, Matrix(CosineEmbedding(0.1, 3), diagonals, True, dtype)
     elif kind == "logsumexp":
         groups = torch.zeros(ROWS, dtype=torch.int64)
-        matrix = Matrix(Contrast(), Excluded(groups=(groups, groups)), True, dtype)
+        pairs = Excluded(groups=(groups, groups), classes=(groups, groups))
+        positives = Positives(groups, groups, torch.ones(ROWS))
+        matrix = Matrix(Contrast(), pairs, True, dtype, positives)
     else:
         bias, matrix = torch.zeros(()), Matrix(SigmoidContrast(), Excluded((0,)), False, dtype)
     total, _ = in_batch.forward(r, c, bias, matrix, False)
     needs = (True, c is not None, bias is not None)
-    in_batch.backward(total, total, r, c, bias, matrix, None, needs)
+    pulls = None if matrix.positives is None else total
+    in_batch.backward(total, total, r, c, bias, matrix, None, needs, pulls)
 
 
 def main() -> int:

@@ -1,5 +1,7 @@
 """The in-batch kernels against the table's budgets, the twin in float64, and any shape of tiles."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from cosloss.kernels.eager import in_batch as eager
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import in_batch, tile, tuning
 from cosloss.testing import errors
@@ -111,6 +113,34 @@ def test_groups_bias_and_one_way(kind, two_way):
     matrix = Matrix(TILE_LOSSES[kind], groups, two_way, torch.float32)
     for needs in ((True, True, True), (False, False, True), (False, True, False)):
         assert_gradients(r, c, bias, matrix, needs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("columns", [None, 22], ids=["symmetric", "two-way"])
+@pytest.mark.parametrize("kind", ["exp", "logsumexp"])
+def test_positives_have_weights_of_their_own(kind, columns, dtype):
+    r, c = problem(35, columns)
+    r, c = r.to(dtype), None if c is None else c.to(dtype)
+    ids = torch.arange(35) % 3, torch.arange(columns or 35) % 3
+    pairs = Excluded((0,), tuple(x // 2 for x in ids), ids)
+    positives = Positives(*ids, torch.ones(35))
+    matrix = Matrix(TILE_LOSSES[kind], pairs, True, dtype, positives)
+    wide_r, wide_c = r.double(), None if c is None else c.double()
+    rounding = 1e-6 if dtype == torch.float32 else 1e-3
+    assert_gradients(wide_r, wide_c, None, matrix, (True, c is not None, False), rounding)
+
+
+def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin():
+    labels = torch.arange(60) % 4
+    z = (vectors(4, 16)[labels] + 0.01 * vectors(60, 16, 1)).float()
+
+    def gradient(module, dtype):
+        leaf = z.to(dtype).requires_grad_()
+        return torch.autograd.grad(module.sup_con_loss(leaf, labels), leaf)[0].double()
+
+    exact = gradient(reference, torch.float64)
+    ours, twin = (gradient(module, torch.float32) - exact for module in (functional, reference))
+    assert ours.norm() <= 2 * twin.norm()
 
 
 def test_a_row_without_pairs_has_total_and_gradient_zero():
@@ -240,7 +270,7 @@ def single(*tensors):
 
 
 def wide(matrix):
-    return Matrix(matrix.loss, matrix.excluded, matrix.two_way, torch.float64)
+    return replace(matrix, dtype=torch.float64)
 
 
 def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37):
@@ -249,8 +279,9 @@ def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37):
     grad = scale * torch.linspace(0.5, 2, exact_total.numel(), dtype=torch.float64)
     inputs = r, c, bias
     total, _ = in_batch.forward(*single(*inputs), matrix, False)
-    found = in_batch.backward(grad, total, *single(*inputs), matrix, None, needs)
-    exact = eager.backward(grad, exact_total, *inputs, wide(matrix), None, needs)
+    pulls = None if matrix.positives is None else 0.02 * grad.flip(0)
+    found = in_batch.backward(grad, total, *single(*inputs), matrix, None, needs, pulls)
+    exact = eager.backward(grad, exact_total, *inputs, wide(matrix), None, needs, pulls)
     for own, other, need in zip(found, exact, needs, strict=True):
         assert (own is not None) == need
         if own is not None:
