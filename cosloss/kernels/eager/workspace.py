@@ -7,6 +7,7 @@ within one call only is scratch memory.
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class Workspace(threading.local):
         self._tiles = _Buffer()
         self._claimed: Tensor | None = None
         self._ticket: object = None
-        self._scratch: dict[str, _Buffer] = {}
+        self._scratch = defaultdict[str, _Buffer](_Buffer)
 
     def claim(self, elements: int, like: Tensor) -> tuple[Tensor, object]:
         """A flat buffer of like's dtype and device, and the ticket that is valid until the next."""
@@ -55,7 +56,7 @@ class Workspace(threading.local):
         if math.prod(shape) * like.element_size() > LARGEST_SCRATCH:
             self._scratch.pop(use, None)
             return empty(shape, like)
-        return self._scratch.setdefault(use, _Buffer()).view(shape, like)
+        return self._scratch[use].view(shape, like)
 
 
 class _Buffer:
@@ -63,17 +64,26 @@ class _Buffer:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
+        self._view: Tensor | None = None
+        self._key: object = None
 
     def view(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Uninitialised memory, the same from call to call; on an accelerator new memory."""
         if not like.is_cpu:  # its allocator keeps pages, and knows what each stream still uses
             return like.new_empty(shape)
-        size = math.prod(shape) * like.element_size()
+        key = (*shape, like.dtype)
+        if self._view is None or key != self._key:
+            self._view, self._key = None, key
+            size = math.prod(shape) * like.element_size()
+            self._view = self._bytes(size).view(like.dtype).view(shape)
+        return self._view
+
+    def _bytes(self, size: int) -> Tensor:
         memory = self._memory
         if memory is None or not size <= memory.numel() <= 4 * size:
             self._memory = memory = None  # the old memory goes before the new comes
             self._memory = memory = empty((size,), torch.empty(0, dtype=torch.uint8))
-        return memory[:size].view(like.dtype).view(shape)
+        return memory[:size]
 
 
 workspace = Workspace()
