@@ -130,27 +130,26 @@ def _across_processes(
     """The joined batch's loss."""
     peers = everyone.peers
     all_labels = peers.gather(labels)
-    all_weights = r.new_ones(all_labels.shape) if weight is None else peers.gather(weight)
     first = sum(peers.items[: peers.rank])
     own = slice(first, first + r.shape[0])
     rows = everyone.rows.to(r.dtype)
     siblings, count = _class_sums(rows, all_labels)
-    at_least_one = count.clamp_min(1)
-    share = all_weights.to(r.dtype) * (count > 0)
+    at_least_one = count[own].clamp_min(1)
+    has_positive = (count > 0).to(r.dtype)
+    share = has_positive[own] if weight is None else has_positive[own] * weight
     if reduction == "mean":
-        share = share / (count > 0).sum().clamp_min(1)
-    positive = (rows * siblings).sum(1) / at_least_one
+        share = share / has_positive.sum().clamp_min(1)
     return loss_of_rows(
         r,
         None,
-        positive[own],
+        (rows[own] * siblings[own]).sum(1) / at_least_one,
         Contrast(largest_logit(temperature)),
         Excluded((0,)),
         two_way=True,
         dtype=r.dtype,
         reduction="sum",
-        weight=share[own],
-        positives=Positives(labels, all_labels, at_least_one[own]),
+        weight=share,
+        positives=Positives(labels, all_labels, at_least_one),
         everyone=everyone,
     )
 
