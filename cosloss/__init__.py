@@ -10,6 +10,7 @@ from cosloss.functional import (
     sigmoid_contrastive_loss,
     sup_con_loss,
 )
+from cosloss.kernels.eager.workspace import release_memory
 from cosloss.losses import (
     CosineEmbeddingLoss,
     CosineSimilarity,
@@ -32,6 +33,7 @@ __all__ = [
     "info_nce_loss",
     "nt_xent_loss",
     "pairwise_cosine_similarity",
+    "release_memory",
     "sigmoid_contrastive_loss",
     "sup_con_loss",
 ]

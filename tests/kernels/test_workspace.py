@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from cosloss import nt_xent_loss, release_memory
 from cosloss.kernels.eager import workspace as module
 from cosloss.kernels.eager.workspace import Workspace
 
@@ -66,6 +67,20 @@ def test_a_ticket_is_void_once_the_tiles_memory_is_taken_over_or_given_back(work
     assert not workspace.holds(first)
     workspace.release()
     assert not workspace.holds(second)
+
+
+def test_a_loss_is_right_when_memory_was_handed_back_before_its_backward_pass():
+    def gradient(between):
+        z1, z2 = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+        loss = nt_xent_loss(z1.requires_grad_(), z2, 0.5)
+        between()
+        return torch.autograd.grad(loss, z1)[0]
+
+    kept = gradient(lambda: None)
+    assert module.workspace._claimed is not None
+    released = gradient(release_memory)
+    assert module.workspace._claimed is None
+    torch.testing.assert_close(released, kept)
 
 
 def test_an_accelerators_memory_is_new_each_time(workspace):

@@ -87,3 +87,16 @@ class _Buffer:
 
 
 workspace = Workspace()
+
+
+def release_memory() -> None:
+    """Hand back the memory that this thread's losses keep from one step to the next.
+
+    On a CPU that is up to 256 MiB of tiles, of the last loss alone, and scratch memory of at most
+    16 MiB for each of a few uses. A loss whose backward pass is yet to come computes its tiles
+    again.
+
+    Example:
+        >>> release_memory()
+    """
+    workspace.release()
