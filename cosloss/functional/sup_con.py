@@ -82,7 +82,7 @@ def sup_con_loss(
         everyone = gathered_batch(r, None, None, views=1, reduction=reduction)
     if everyone is not None:
         return _across_processes(r, labels, temperature, reduction, weight, everyone).to(z.dtype)
-    siblings, count = _class_sums(r, labels)
+    siblings, count, classes = _class_sums(r, labels)
     at_least_one = count.clamp_min(1)
     has_positive = (count > 0).to(r.dtype)
     share = has_positive if weight is None else has_positive * weight
@@ -93,12 +93,12 @@ def sup_con_loss(
         None,
         (r * siblings).sum(1) / at_least_one,
         Contrast(largest_logit(temperature)),
-        _excluded(labels, ignore),
+        _excluded(classes, ignore),
         two_way=True,
         dtype=z.dtype,
         reduction="none" if reduction == "none" else "sum",
         weight=share,
-        positives=Positives(labels, labels, at_least_one),
+        positives=Positives(classes, classes, at_least_one),
     )
 
 
@@ -112,11 +112,11 @@ def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
     return (labels.unique(return_counts=True)[1] == 1).sum()
 
 
-def _excluded(labels: Tensor, ignore: Tensor | None) -> Excluded:
+def _excluded(classes: Tensor, ignore: Tensor | None) -> Excluded:
     """Every row itself, and the pairs of one group whose classes differ."""
     if ignore is None:
         return Excluded((0,))
-    return Excluded((0,), groups=(ignore, ignore), classes=(labels, labels))
+    return Excluded((0,), groups=(ignore, ignore), classes=(classes, classes))
 
 
 def _across_processes(
@@ -133,7 +133,7 @@ def _across_processes(
     first = sum(peers.items[: peers.rank])
     own = slice(first, first + r.shape[0])
     rows = everyone.rows.to(r.dtype)
-    siblings, count = _class_sums(rows, all_labels)
+    siblings, count, classes = _class_sums(rows, all_labels)
     at_least_one = count[own].clamp_min(1)
     has_positive = (count > 0).to(r.dtype)
     share = has_positive[own] if weight is None else has_positive[own] * weight
@@ -149,17 +149,17 @@ def _across_processes(
         dtype=r.dtype,
         reduction="sum",
         weight=share,
-        positives=Positives(labels, all_labels, at_least_one),
+        positives=Positives(classes[own], classes, at_least_one),
         everyone=everyone,
     )
 
 
-def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row the sum of the other rows of its class, (N, D), and their number, (N,)."""
+def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row the sum of its class's other rows, (N, D), their number, and the class's id."""
     if transformed(r, labels):
         # without indices that depend on the labels' values, at the cost of an (N, N) mask
         same = (labels == labels[:, None]).to(r.dtype)
-        return same @ r - r, same.sum(1) - 1
+        return same @ r - r, same.sum(1) - 1, labels
     _, group, sizes = labels.unique(return_inverse=True, return_counts=True)
     sums = r.new_zeros(sizes.shape[0], r.shape[1]).index_add(0, group, r)
-    return sums.index_select(0, group) - r, sizes[group].to(r.dtype) - 1
+    return sums.index_select(0, group) - r, sizes[group].to(r.dtype) - 1, group

@@ -207,6 +207,17 @@ def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin(spread, backend):
     assert ours.norm() <= 1.25 * (gradient(reference, torch.float32) - exact).norm()
 
 
+@pytest.mark.parametrize(
+    "labels", [(torch.arange(60) % 14)[::2], torch.arange(30) / 2 % 3], ids=str
+)
+@pytest.mark.parametrize("ignore", [None, (torch.arange(60) % 6)[::2]])
+def test_labels_strided_or_fractional(labels, ignore):
+    z = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    values = [m.sup_con_loss(z, labels, ignore=ignore) for m in (functional, reference)]
+    ours, twin = (torch.autograd.grad(value, z)[0] for value in values)
+    torch.testing.assert_close(ours, twin, rtol=1e-4, atol=1e-6)
+
+
 def test_sup_con_counts_the_rows_it_leaves_out():
     module = SupConLoss(0.2)
     z, labels = views(5, 3)[0], torch.tensor([0, 0, 1, 2, 2])

@@ -16,7 +16,7 @@ from cosloss.kernels.eager.totals import Totals, empty_total
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import tuning
 from cosloss.kernels.triton.in_batch_totals import in_batch_totals_kernel
-from cosloss.kernels.triton.tile import launch, offsets_of, precision
+from cosloss.kernels.triton.tile import ids_of, launch, offsets_of, precision
 
 # float16 weights are made this large: the smallest that count are normal numbers
 FLOAT16_UNIT = 2.0**13
@@ -62,7 +62,7 @@ def forward(
         bias,
         partial,
         largest,
-        matrix.excluded.ids,
+        ids_of(matrix.excluded),
         offsets_of(matrix.excluded),
         n,
         m,
@@ -160,7 +160,7 @@ def _gradient(
         *(own.vectors, other.vectors, bias),
         *(own.coefficients, other.coefficients, own.totals, other.totals),
         *(unit, grad, weight_sums),
-        *(pairs.ids, offsets_of(pairs)),
+        *(ids_of(pairs), offsets_of(pairs)),
         (own.classes, other.classes),
         None if own.pulls is None else (own.pulls, other.pulls),
         *(n, m, d, totals.margin),
@@ -192,7 +192,8 @@ def _sides(
         coefficients, totals, pulls = (
             None if x is None or part is None else x[part] for x in per_loss
         )
-        return Side(vectors, coefficients, totals, pulls, classes)
+        ids = None if classes is None else classes.contiguous()
+        return Side(vectors, coefficients, totals, pulls, ids)
 
     n, positives = rows.shape[0], matrix.positives
     of_columns: slice | None = slice(n)

@@ -23,6 +23,11 @@ def offsets_of(excluded: Excluded) -> tuple[int, int, int]:
     return first, second, third
 
 
+def ids_of(excluded: Excluded) -> tuple[Tensor | None, ...]:
+    """The ids as a kernel takes them: one after the other in memory."""
+    return tuple(ids if ids is None else ids.contiguous() for ids in excluded.ids)
+
+
 def precision() -> str:
     """How the tensor cores multiply float32: three TF32 products, unless torch allows one.
 

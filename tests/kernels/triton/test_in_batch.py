@@ -130,6 +130,20 @@ def test_positives_have_weights_of_their_own(kind, columns, dtype):
     assert_gradients(wide_r, wide_c, None, matrix, (True, c is not None, False), rounding)
 
 
+@pytest.mark.parametrize(
+    "labels", [(torch.arange(60) % 14)[::2], torch.arange(30) / 2 % 3], ids=str
+)
+def test_labels_strided_or_fractional(labels):
+    z, ignore = vectors(30, 8).requires_grad_(), (torch.arange(60) % 6)[::2]
+    for keywords in ({}, {"ignore": ignore}):
+        values = [
+            m.sup_con_loss(x, labels, **keywords)
+            for m, x in ((functional, z.float()), (reference, z))
+        ]
+        ours, twin = (torch.autograd.grad(value, z)[0] for value in values)
+        torch.testing.assert_close(ours, twin, rtol=1e-4, atol=1e-6)
+
+
 def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin():
     labels = torch.arange(60) % 4
     z = (vectors(4, 16)[labels] + 0.01 * vectors(60, 16, 1)).float()
