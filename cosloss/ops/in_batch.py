@@ -40,13 +40,13 @@ def in_batch(
 
     positive: (N,), differentiable, also where it is the mean of the matrix's own positives.
     """
+    if matrix.positives is not None:
+        positive = positive.detach()  # the gradient through it is the matrix's
     if opaque(r, c):
-        loss = matrix.loss.rows(in_batch_totals(r, c, bias, matrix), positive)
+        loss = matrix.loss.rows(*in_batch_totals(r, c, positive, bias, matrix))
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
     if transformed(r, c, positive, bias):
         return dense(r, c, positive, weight, bias, matrix)
-    if matrix.positives is not None:
-        positive = positive.detach()  # the gradient through it is the matrix's
     return InBatch.apply(r, c, positive, weight, bias, matrix)
 
 

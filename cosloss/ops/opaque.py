@@ -16,7 +16,7 @@ from cosloss.kernels.eager.cross_entropy import Contrast
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tile_loss import LogSumExpLoss, TileLoss
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
 
 
@@ -79,39 +79,51 @@ cosine_similarity.register_autograd(_through_rows, setup_context=_save_rows)
 def _totals(
     r: Tensor,
     c: Tensor | None,
+    positive: Tensor,
     bias: Tensor | None,
     row_groups: Tensor | None,
     column_groups: Tensor | None,
     row_classes: Tensor | None,
     column_classes: Tensor | None,
+    row_positives: Tensor | None,
+    column_positives: Tensor | None,
+    positives_count: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
     parameter: float,
     dtype: torch.dtype,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The totals, and the positives' logits as they are given.
+
+    The gradient on these goes to `positive`, or, where each is the mean of several of the matrix,
+    to r with the totals' own.
+    """
     with torch.no_grad():
-        matrix = _matrix(
-            (row_groups, column_groups, row_classes, column_classes),
-            diagonals,
+        matrix = Matrix(
+            _loss_of(kind, parameter),
+            _excluded(diagonals, row_groups, column_groups, row_classes, column_classes),
             two_way,
-            kind,
-            parameter,
             dtype,
+            _positives(row_positives, column_positives, positives_count),
         )
-        return backend(r, c).in_batch.forward(r, c, bias, matrix, False)[0]
+        total, _ = backend(r, c).in_batch.forward(r, c, bias, matrix, False)
+        return total, positive.clone()
 
 
 @_totals.register_fake
-def _(r: Tensor, c: Tensor | None, bias: Any, *rest: Any) -> Tensor:
+def _(
+    r: Tensor, c: Tensor | None, positive: Tensor, bias: Any, *rest: Any
+) -> tuple[Tensor, Tensor]:
     *_, two_way, _kind, _parameter, _dtype = rest
     columns = c.shape[0] if c is not None and two_way else 0
-    return r.new_empty(r.shape[0] + columns, dtype=torch.float64)
+    return r.new_empty(r.shape[0] + columns, dtype=torch.float64), torch.empty_like(positive)
 
 
 @custom_op("cosloss::in_batch_gradients", mutates_args=())
 def _gradients(
     grad: Tensor,
+    grad_positive: Tensor,
     total: Tensor,
     r: Tensor,
     c: Tensor | None,
@@ -120,6 +132,9 @@ def _gradients(
     column_groups: Tensor | None,
     row_classes: Tensor | None,
     column_classes: Tensor | None,
+    row_positives: Tensor | None,
+    column_positives: Tensor | None,
+    positives_count: Tensor | None,
     diagonals: list[int],
     two_way: bool,
     kind: str,
@@ -128,49 +143,58 @@ def _gradients(
     needs: list[bool],
 ) -> list[Tensor]:
     with torch.no_grad():
-        matrix = _matrix(
-            (row_groups, column_groups, row_classes, column_classes),
-            diagonals,
+        matrix = Matrix(
+            _loss_of(kind, parameter),
+            _excluded(diagonals, row_groups, column_groups, row_classes, column_classes),
             two_way,
-            kind,
-            parameter,
             dtype,
+            _positives(row_positives, column_positives, positives_count),
         )
-        engine = backend(r, c).in_batch
-        found = engine.backward(grad, total, r, c, bias, matrix, None, tuple(needs))
+        pulls = None if matrix.positives is None else grad_positive / matrix.positives.count
+        found = backend(r, c).in_batch.backward(
+            grad, total, r, c, bias, matrix, None, tuple(needs), pulls
+        )
         return [x for x in found if x is not None]
 
 
 @_gradients.register_fake
-def _(grad: Tensor, total: Tensor, r: Tensor, c: Any, bias: Any, *rest: Any) -> list[Tensor]:
+def _(
+    grad: Tensor, grad_positive: Tensor, total: Tensor, r: Tensor, c: Any, bias: Any, *rest: Any
+) -> list[Tensor]:
     return [torch.empty_like(x) for x, need in zip((r, c, bias), rest[-1], strict=True) if need]
 
 
-def _save_totals(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    r, c, bias, row_groups, column_groups, row_classes, column_classes, *ctx.plain = inputs
-    ids = row_groups, column_groups, row_classes, column_classes
-    ctx.save_for_backward(r, c, bias, output, *ids)
+def _save_totals(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    r, c, _, bias, *ids = inputs[:11]
+    ctx.save_for_backward(r, c, bias, output[0], *ids)
+    ctx.plain = inputs[11:]
 
 
-def _through_totals(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _through_totals(ctx: Any, grad: Tensor, grad_positive: Tensor) -> tuple[Any, ...]:
     r, c, bias, total, *ids = ctx.saved_tensors
-    given = zip((r, c, bias), ctx.needs_input_grad, strict=False)
-    needs = [x is not None and need for x, need in given]
-    found = iter(_gradients(grad, total, r, c, bias, *ids, *ctx.plain, needs))
-    return *(next(found) if need else None for need in needs), *([None] * 9)
+    needs_r, needs_c, needs_positive, needs_bias, *_ = ctx.needs_input_grad
+    needs = [needs_r, needs_c, needs_bias]
+    found = iter(_gradients(grad, grad_positive, total, r, c, bias, *ids, *ctx.plain, needs))
+    grad_r, grad_c, grad_bias = (next(found) if need else None for need in needs)
+    to_positive = grad_positive if needs_positive else None
+    return grad_r, grad_c, to_positive, grad_bias, *([None] * len([*ids, *ctx.plain]))
 
 
 _totals.register_autograd(_through_totals, setup_context=_save_totals)
 
 
-def in_batch_totals(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
-    """The totals of a logit matrix, differentiable with respect to r, c and bias."""
+def in_batch_totals(
+    r: Tensor, c: Tensor | None, positive: Tensor, bias: Tensor | None, matrix: Matrix
+) -> tuple[Tensor, Tensor]:
+    """The totals of a logit matrix and the positives' logits, differentiable but in the ids."""
     kind, parameter = _total_of(matrix.loss)
-    pairs = matrix.excluded
-    return _totals(
-        *(r, c, bias, *pairs.ids, list(pairs.offsets)),
+    pairs, positives = matrix.excluded, matrix.positives
+    own = () if positives is None else (positives.rows, positives.columns, positives.count)
+    total, positive = _totals(
+        *(r, c, positive, bias, *pairs.ids, *(own or (None, None, None)), list(pairs.offsets)),
         *(matrix.two_way, kind, parameter, matrix.dtype),
     )
+    return total, positive
 
 
 def _total_of(loss: TileLoss) -> tuple[str, float]:
@@ -183,23 +207,33 @@ def _total_of(loss: TileLoss) -> tuple[str, float]:
     return "softplus", 0.0
 
 
-def _matrix(
-    ids: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    diagonals: list[int],
-    two_way: bool,
-    kind: str,
-    parameter: float,
-    dtype: torch.dtype,
-) -> Matrix:
-    """A matrix with these totals, whatever is made of them."""
-    loss: TileLoss = SigmoidContrast()
+def _loss_of(kind: str, parameter: float) -> TileLoss:
+    """A loss with these totals, whatever else it makes of them."""
     if kind == "logsumexp":
-        loss = Contrast(parameter)
-    elif kind == "hinge":
-        loss = CosineEmbedding(parameter, negatives=1)
-    groups, classes = _both(*ids[:2]), _both(*ids[2:])
-    return Matrix(loss, Excluded(tuple(diagonals), groups, classes), two_way, dtype)
+        return Contrast(parameter)
+    if kind == "hinge":
+        return CosineEmbedding(parameter, negatives=1)
+    return SigmoidContrast()
 
 
-def _both(rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    return None if rows is None or columns is None else (rows, columns)
+def _excluded(
+    diagonals: list[int],
+    row_groups: Tensor | None,
+    column_groups: Tensor | None,
+    row_classes: Tensor | None,
+    column_classes: Tensor | None,
+) -> Excluded:
+    groups = classes = None
+    if row_groups is not None and column_groups is not None:
+        groups = row_groups, column_groups
+    if row_classes is not None and column_classes is not None:
+        classes = row_classes, column_classes
+    return Excluded(tuple(diagonals), groups, classes)
+
+
+def _positives(
+    rows: Tensor | None, columns: Tensor | None, count: Tensor | None
+) -> Positives | None:
+    if rows is None or columns is None or count is None:
+        return None
+    return Positives(rows, columns, count)

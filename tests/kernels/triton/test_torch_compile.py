@@ -57,18 +57,43 @@ def test_no_graph_break_and_the_twins_numbers(name, monkeypatch):
     assert len(calls) == 1
 
 
+def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin():
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 4
+    z = torch.randn(4, 16, generator=generator)[labels]
+    z = z + 0.001 * torch.randn(64, 16, generator=generator)
+
+    def gradient(loss, z):
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(loss(z, labels), z)[0]
+
+    exact = gradient(reference.sup_con_loss, z.double())
+    twin = gradient(reference.sup_con_loss, z)
+    compiled = torch.compile(functional.sup_con_loss, fullgraph=True, backend="aot_eager")
+    error = (gradient(compiled, z) - exact).norm()
+    assert error <= 2 * (twin - exact).norm()
+
+
 def arguments():
     r, c = 0.5 * torch.randn(2, 18, 9, generator=torch.Generator().manual_seed(0))
-    groups = LABELS[:18], LABELS[:18], LABELS[:18] % 2, LABELS[:18] % 2
-    none = (None,) * 4
-    for rows, columns, bias, pairs, diagonals, two_way, kind, parameter in (
-        (r, None, None, none, [0, 9, -9], True, "logsumexp", 10.0),
-        (r, None, None, groups, [], True, "logsumexp", torch.inf),
-        (r, c, torch.tensor(0.2), none, [0], False, "softplus", 0.0),
-        (r, None, None, none, [0, 9, -9], True, "hinge", 0.1),
+    groups = LABELS[:18], LABELS[:18], LABELS[:18] % 2, LABELS[:18] % 2, None, None, None
+    none = (None,) * 7
+    positives = *none[:4], LABELS[:18], LABELS[:18], torch.full((18,), 3.0)
+    given = (r * r.flip(0)).sum(1)
+    for rows, columns, positive, bias, ids, diagonals, two_way, kind, parameter in (
+        (r, None, given, None, none, [0, 9, -9], True, "logsumexp", 10.0),
+        (r, None, given, None, groups, [], True, "logsumexp", torch.inf),
+        (r, None, None, None, positives, [0], True, "logsumexp", 10.0),
+        (r, c, given, torch.tensor(0.2), none, [0], False, "softplus", 0.0),
+        (r, None, given, None, none, [0, 9, -9], True, "hinge", 0.1),
     ):
-        leaves = [None if x is None else x.clone().requires_grad_() for x in (rows, columns, bias)]
-        yield (*leaves, *pairs, diagonals, two_way, kind, parameter, torch.float32)
+        r, c, p, b = (
+            None if x is None else x.clone().requires_grad_()
+            for x in (rows, columns, positive, bias)
+        )
+        p = given if p is None else p
+        yield r, c, p, b, *ids, diagonals, two_way, kind, parameter, torch.float32
 
 
 def test_opcheck():
