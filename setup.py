@@ -16,7 +16,7 @@ LEVELS = {
     "baseline": [],
 }
 # errno and traps are not looked at; otherwise arithmetic is as IEEE 754 has it
-OPTIONS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+OPTIONS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 
 setup(
     ext_modules=[

@@ -9,71 +9,21 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
-#include "memory.h"
 #include "operands.h"
 #include "products.h"
 #include "rounds.h"
+#include "row_sums.h"
 #include "rows.h"
 #include "totals.h"
+#include "weights.h"
+#include "work.h"
 
 namespace {
 
-constexpr int64_t SMALLEST_BLOCK = 64, TOGETHER = 8, FEW = 4;
-
-struct Work {
-  const void *rows, *across, *down_r, *down_c;  // R; C and R packed as in operands.h
-  int64_t n, m, d;
-  int64_t symmetric;
-  // excluded are the pairs on diagonals, column - row = offset, and those of one group, of which
-  // pairs of one class are not, where there are classes
-  int64_t first_row, diagonals;
-  const int64_t *offsets, *row_groups, *column_groups, *row_classes, *column_classes;
-  const float* bias;
-  double margin;
-  // totals to be added to, or none
-  TotalsOf totals;
-  // what the tiles leave for weighing, or nothing: written with totals, read without
-  void* kept;
-  // coefficients, or none, and the sums of gradients, each if needed
-  CoefficientsOf coefficients;
-  float *grad_r, *grad_c;
-  float* grad_bias;
-};
-
-// Rows of a block: so that TOGETHER tiles make a round, if that leaves them large enough.
-int64_t block_of(int64_t n, bool symmetric) {
-  const int64_t blocks = symmetric ? 2 * TOGETHER : TOGETHER;
-  const int64_t size = std::clamp((n + blocks - 1) / blocks, SMALLEST_BLOCK, LARGEST_BLOCK);
-  return (size + PANEL - 1) / PANEL * PANEL;
-}
-
-// How a matrix is cut into tiles.
-struct Cut {
-  int64_t height, width;
-  Rounds rounds;
-
-  Cut(int64_t n, int64_t m, bool symmetric)
-      : height(block_of(n, symmetric)), width(block_of(m, symmetric)) {
-    // few rows need no low tiles to make a round, but copies of their sums
-    const bool few = !symmetric && FEW * n <= m;
-    if (few) height = std::min((n + PANEL - 1) / PANEL * PANEL, LARGEST_BLOCK);
-    const int64_t rows = (n + height - 1) / height, columns = (m + width - 1) / width;
-    const int64_t copies = few ? std::clamp<int64_t>(TOGETHER / rows, 1, columns) : 1;
-    rounds = {rows, columns, symmetric, copies};
-  }
-};
-
 template <typename Kind, typename Word>
 using KeptAs = typename Kind::template KeptAs<typename Scratch<Word>::Number>;
-
-// The part of a matrix that a tile is: its first row and column, and how many of each. What is
-// added up along its rows goes to the sums from row `sums` on.
-struct Part {
-  int64_t i, j, rows, columns, sums;
-};
 
 void exclude(const Work& work, Part part, float* x, int64_t stride) {
   for (int64_t k = 0; k < work.diagonals; k++) {
@@ -111,23 +61,10 @@ void logits(const Work& work, Part part, float* x, int64_t stride) {
       for (int64_t j = 0; j < part.columns; j++) x[i * stride + j] += *work.bias;
   }
   exclude(work, part, x, stride);
-}
-
-template <typename T>
-void keep(const float* x, int64_t stride, Part part, T* kept, int64_t kept_stride) {
-  for (int64_t i = 0; i < part.rows; i++)
-    narrow_all(x + i * stride, part.columns, kept + i * kept_stride);
-}
-
-double sum(const float* x, int64_t stride, Part part) {
-  double total = 0;
   for (int64_t i = 0; i < part.rows; i++) {
-    float along = 0;
-#pragma omp simd reduction(+ : along)
-    for (int64_t j = 0; j < part.columns; j++) along += x[i * stride + j];
-    total += along;
+    float* row = x + i * stride;
+    std::fill(row + part.columns, row + filled_up(part.columns), -INFINITY);
   }
-  return total;
 }
 
 // The share of a tile, whose weights are in scratch, in the gradients.
@@ -136,7 +73,6 @@ void add_gradients(const Work& work, Part part, bool mirrored, Scratch<Word>& sc
   constexpr int64_t PER_WORD = Scratch<Word>::PER_WORD;
   const int64_t d = work.d;
   auto words = [](int64_t numbers) { return (numbers + PER_WORD - 1) / PER_WORD; };
-  scratch.narrow_weights(part.rows, part.columns);
   if (work.grad_r) {
     multiply(scratch.weights(), scratch.weights_row(), 1,
              static_cast<const Word*>(work.down_c) + words(part.j) * PANEL, PANEL,
@@ -156,78 +92,25 @@ void add_gradients(const Work& work, Part part, bool mirrored, Scratch<Word>& sc
 template <typename Kind, typename Word>
 void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kept,
              int64_t kept_stride, double* bias_sum, Scratch<Word>& scratch) {
-  constexpr bool KEPT_AS_COMPUTED = std::is_same_v<KeptAs<Kind, Word>, float>;
   const bool adds = work.totals.rows, computes = adds || !kept;
-  float *const weights = scratch.tile, *x = weights;
-  int64_t stride = scratch.stride;
-  if constexpr (KEPT_AS_COMPUTED) {
-    if (kept && adds) x = kept, stride = kept_stride;
-  }
+  float* const x = scratch.tile;
+  const int64_t stride = scratch.stride;
   if (computes) logits<Word>(work, part, x, stride);
-  if (adds) {
+  auto add = [&](auto* left, int64_t left_stride) {
     Kind::add(x, stride, part.rows, part.columns, work.margin,
-              work.totals.from(part.sums, part.j, !diagonal));
-  } else if (computes) {
-    Kind::again(x, stride, part.rows, part.columns, work.margin);
-  }
-  if constexpr (!KEPT_AS_COMPUTED) {
-    if (kept && adds) keep(x, stride, part, kept, kept_stride);
-  }
+              work.totals.from(part.sums, part.j, !diagonal), left, left_stride);
+  };
+  if (adds && kept)
+    add(kept, kept_stride);
+  else if (adds)
+    add(x, stride);
   if (!work.coefficients.a) return;
-  const CoefficientsOf coefficients = work.coefficients.from(part.i, part.j);
-  if (computes) {
-    Kind::weigh(x, stride, part.rows, part.columns, coefficients, weights, scratch.stride);
-  } else {
-    Kind::weigh(kept, kept_stride, part.rows, part.columns, coefficients, weights, scratch.stride);
-  }
-  if (bias_sum) *bias_sum = sum(weights, scratch.stride, part);
+  const double sum = kept   ? weigh<Kind, false>(work, part, kept, kept_stride, scratch)
+                     : adds ? weigh<Kind, false>(work, part, x, stride, scratch)
+                            : weigh<Kind, true>(work, part, x, stride, scratch);
+  if (bias_sum) *bias_sum = sum;
   add_gradients(work, part, work.symmetric && !diagonal, scratch);
 }
-
-// Copies of what is added up along the rows, (copies, n) of each, where there are several.
-class RowSums {
- public:
-  RowSums(const Work& work, int64_t copies) : work_(work), copies_(copies) {
-    const int64_t all = copies * work.n;
-    if (work.totals.rows) totals_.resize(all);
-    if (work.totals.row_largest) largest_.resize(all);
-    if (work.grad_r) grad_ = thread_memory<RowSums, float>(all * work.d);
-  }
-
-  // The work that adds to them.
-  Work work() {
-    Work own = work_;
-    if (own.totals.rows) own.totals.rows = totals_.data();
-    if (own.totals.row_largest) own.totals.row_largest = largest_.data();
-    own.grad_r = grad_;
-    return own;
-  }
-
-  void clear(int64_t i) {
-    for (int64_t row = i; row < copies_ * work_.n; row += work_.n) {
-      if (work_.totals.row_largest) largest_[row] = work_.totals.row_largest[i];
-      if (work_.grad_r) std::fill_n(&grad_[row * work_.d], work_.d, 0.f);
-    }
-  }
-
-  template <typename Kind>
-  void merge(int64_t i) {
-    for (int64_t first = 0; first < copies_ * work_.n; first += work_.n) {
-      if (work_.totals.rows) Kind::merge(work_.totals, work().totals.from(first, 0, false), i);
-      if (!work_.grad_r) continue;
-      const float* from = &grad_[(first + i) * work_.d];
-      float* to = work_.grad_r + i * work_.d;
-#pragma omp simd
-      for (int64_t k = 0; k < work_.d; k++) to[k] += from[k];
-    }
-  }
-
- private:
-  const Work& work_;
-  const int64_t copies_;
-  std::vector<double> totals_, largest_;
-  float* grad_ = nullptr;
-};
 
 template <typename Kind, typename Word>
 void go_over(const Work& given) {
@@ -245,7 +128,8 @@ void go_over(const Work& given) {
       for (int64_t i = 0; i < work.n; i++) sums.clear(i);
     }
     for (int64_t round = 0; round < rounds.count(); round++) {
-#pragma omp for schedule(dynamic)
+// so that most of a thread's next tile, and what it kept of it, is in its core's cache
+#pragma omp for schedule(static)
       for (int64_t k = 0; k < rounds.tiles(round); k++) {
         const Tile tile = rounds.tile(round, k);
         if (tile.j >= rounds.columns) continue;

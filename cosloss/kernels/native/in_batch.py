@@ -103,9 +103,9 @@ class _Task:
         self.bias = None if bias is None else bias.float()
         self._ids = [*map(_ids, matrix.excluded.ids)]
         positives = matrix.positives
-        self._classes = (
-            None if positives is None else (_ids(positives.rows), _ids(positives.columns))
-        )
+        self._classes = None
+        if positives is not None:  # ids of at most as many classes as rows
+            self._classes = [ids.int().contiguous() for ids in (positives.rows, positives.columns)]
         offsets = matrix.excluded.offsets
         self._offsets = (c_int64 * len(offsets))(*offsets)
         self._packed: dict[str, Tensor] = {}

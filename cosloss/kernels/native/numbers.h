@@ -44,18 +44,3 @@ template <>
 inline bfloat16 narrow<bfloat16, double>(double x) {
   return narrow<bfloat16>(float(x));
 }
-
-template <typename T>
-void narrow_all(const float* from, int64_t n, T* to) {
-  int64_t k = 0;
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    for (; k + 16 <= n; k += 16) {
-      const __m256bh sixteen = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + k));
-      std::memcpy(to + k, &sixteen, sizeof sixteen);
-    }
-  }
-#endif
-#pragma omp simd
-  for (int64_t rest = k; rest < n; rest++) to[rest] = narrow<T>(from[rest]);
-}

@@ -47,7 +47,7 @@ struct Scratch;
 
 template <>
 struct Scratch<float> {
-  static constexpr int64_t PER_WORD = 1;
+  static constexpr int PER_WORD = 1;
   using Number = float;
   // not a multiple of a page: the tile's columns are read too
   const int64_t stride;
@@ -56,7 +56,13 @@ struct Scratch<float> {
   Scratch(int64_t rows, int64_t columns)
       : stride(columns + 16), tile(thread_memory<Scratch, float>(rows * stride)) {}
 
-  void narrow_weights(int64_t, int64_t) {}
+  // Where the weights of row i go; they may take the place of what is there.
+  struct Row {
+    float* at;
+    void put(int64_t j, const Vector (&weights)[1]) const { store(weights[0], at + j); }
+  };
+  Row row(int64_t i) { return {tile + i * stride}; }
+
   const float* weights() const { return tile; }
   int64_t weights_row() const { return stride; }
   const float* weights_down() const { return tile; }
@@ -65,7 +71,7 @@ struct Scratch<float> {
 #ifdef __AVX512BF16__
 template <>
 struct Scratch<Pair> {
-  static constexpr int64_t PER_WORD = 2;
+  static constexpr int PER_WORD = 2;
   using Number = bfloat16;
   const int64_t stride;
   float* const tile;
@@ -77,22 +83,29 @@ struct Scratch<Pair> {
         pairs(thread_memory<Pair, Pair>((rows + 1) * stride)),
         pairs_down(pairs + (rows + 1) * stride / 2) {}
 
-  void narrow_weights(int64_t rows, int64_t columns) {
-    for (int64_t i = 0; i < rows; i++) {
-      float* from = tile + i * stride;
-      if (columns % 2) from[columns] = 0;
-      narrow_all(from, columns + columns % 2, row(i));
+  // Where the weights of rows i and i + 1 go, or of row i alone, the last.
+  struct Row {
+    bfloat16 *first, *second;
+    Pair* down;
+
+    void put(int64_t j, const Vector (&weights)[2]) const {
+      const auto both = __m512i(_mm512_cvtne2ps_pbh(__m512(weights[1]), __m512(weights[0])));
+      const __m256i halves[] = {_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1)};
+      std::memcpy(first + j, &halves[0], sizeof halves[0]);
+      std::memcpy(second + j, &halves[1], sizeof halves[1]);
+      // lane k has number k of the first row and, above it, of the second
+      const Integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      const __m512i paired = _mm512_permutexvar_epi16(__m512i(lane | (lane + 16) << 16), both);
+      std::memcpy(down + j, &paired, sizeof paired);
     }
-    for (int64_t i = 0; i < rows; i += 2) {
-      const bfloat16 *upper = row(i), *lower = row(i + 1);
-      Pair* down = pairs_down + i / 2 * stride;
-      if (i + 1 == rows) std::fill_n(row(i + 1), columns, bfloat16{0});
-#pragma omp simd
-      for (int64_t j = 0; j < columns; j++)
-        down[j].bits = upper[j].bits | uint32_t(lower[j].bits) << 16;
-    }
+    void put(int64_t j, const Vector (&weights)[1]) const { put(j, {weights[0], Vector{}}); }
+  };
+  Row row(int64_t i) {
+    Pair* at = pairs + i * weights_row();
+    return {reinterpret_cast<bfloat16*>(at), reinterpret_cast<bfloat16*>(at + weights_row()),
+            pairs_down + i / 2 * stride};
   }
-  bfloat16* row(int64_t i) { return reinterpret_cast<bfloat16*>(pairs + i * stride / 2); }
+
   const Pair* weights() const { return pairs; }
   int64_t weights_row() const { return stride / 2; }
   const Pair* weights_down() const { return pairs_down; }

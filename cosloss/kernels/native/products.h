@@ -6,37 +6,19 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "vector.h"
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, STRIP = 8;
-#elif defined(__AVX__)
-constexpr int LANES = 8, STRIP = 6;
-#else
-constexpr int LANES = 4, STRIP = 6;
-#endif
-
-constexpr int64_t PANEL = 32;     // columns that are packed together
-constexpr int64_t DEPTH = 512;    // words along the sum that are gone over at once
-constexpr int WIDTH = 2 * LANES;  // columns of a block, STRIP its rows
-
-typedef float Vector __attribute__((vector_size(4 * LANES)));
+constexpr int64_t PANEL = 32;   // columns that are packed together
+constexpr int64_t DEPTH = 512;  // words along the sum that are gone over at once
+// columns and rows of a block: as many as there are registers for
+constexpr int WIDTH = 2 * LANES, STRIP = LANES == 16 ? 8 : 6;
 
 struct Pair {
   uint32_t bits;
 };
 
-inline Vector load(const void* from) {
-  Vector v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline void store(Vector v, float* to) { std::memcpy(to, &v, sizeof v); }
+inline Vector load(const Pair* from) { return load(reinterpret_cast<const float*>(from)); }
 
 inline void multiply_add(Vector& sum, float a, Vector b) { sum += a * b; }
 

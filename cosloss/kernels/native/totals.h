@@ -1,8 +1,8 @@
 // What the in-batch losses do with a tile of logits, (rows, columns) at a stride.
 //
 // total_i = sum_j f(x_ij) for the f of a kind, and the gradient on x_ij is f'(x_ij) (a_i + b_j). An
-// excluded pair has the logit -inf, at which f and f' are 0. Arithmetic is in float32, totals are
-// in float64.
+// excluded pair has the logit -inf, at which f and f' are 0, and so have the columns that fill up a
+// tile's last vector. Arithmetic is in float32, totals are in float64.
 
 #pragma once
 
@@ -10,24 +10,25 @@
 #include <cmath>
 #include <cstdint>
 
+#include "coefficients.h"
 #include "exponential.h"
-#include "numbers.h"
+#include "rounds.h"
+#include "vector.h"
 
-constexpr int64_t LARGEST_BLOCK = 256;  // rows and columns of a tile
-constexpr int64_t BAND = 64;            // rows whose sum along a column is in float32
+constexpr int64_t BAND = 64;  // rows whose sum along a column is in float32
 
 struct Exponential {
-  float value, slope;
-  Exponential(float x, float) : value(exponential(x)), slope(value) {}
+  Vector value, slope;
+  Exponential(Vector x, float) : value(exponential(x)), slope(value) {}
 };
 
 struct Softplus {
-  float value, slope;
-  Softplus(float x, float) {
-    const float e = exponential(-std::fabs(x));
+  Vector value, slope;
+  Softplus(Vector x, float) {
+    const Vector e = exponential(-absolute(x));
     // log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3: its series has a small relative error
-    const float s = e / (2.f + e), square = s * s;
-    float p = 1.f / 15;
+    const Vector s = e / (2.f + e), square = s * s;
+    Vector p = splat(1.f / 15);
     p = p * square + 1.f / 13;
     p = p * square + 1.f / 11;
     p = p * square + 1.f / 9;
@@ -35,17 +36,17 @@ struct Softplus {
     p = p * square + 1.f / 5;
     p = p * square + 1.f / 3;
     p = p * square + 1.f;
-    value = (x < 0 ? 0 : x) + 2 * s * p;
-    slope = (x < 0 ? e : 1.f) / (1.f + e);
+    value = larger(Vector{}, x) + 2.f * s * p;
+    slope = (x < 0.f ? e : splat(1)) / (1.f + e);
   }
 };
 
 struct Hinge {
-  float value, slope;
-  Hinge(float x, float margin) {
-    const float beyond = x - margin;
-    value = beyond <= 0 ? 0 : beyond;  // NaN stays NaN
-    slope = beyond > 0 ? 1 : value;
+  Vector value, slope;
+  Hinge(Vector x, float margin) {
+    const Vector beyond = x - margin;
+    value = larger(Vector{}, beyond);  // NaN stays NaN
+    slope = beyond > 0.f ? splat(1) : value;
   }
 };
 
@@ -61,56 +62,27 @@ struct TotalsOf {
   }
 };
 
-// The coefficients of a tile's rows and columns, those of the columns 0 if missing. A logsumexp's
-// go with a shift. Where there are pulls, they are added to the weights of the pairs of one class
-// that are not excluded; the columns then have coefficients.
-struct CoefficientsOf {
-  const float *a, *b, *row_shift, *column_shift, *row_pull, *column_pull;
-  const int64_t *row_class, *column_class;
-
-  CoefficientsOf from(int64_t i, int64_t j) const {
-    auto ahead = [](auto* x, int64_t by) { return x ? x + by : nullptr; };
-    return {a + i,
-            ahead(b, j),
-            ahead(row_shift, i),
-            ahead(column_shift, j),
-            ahead(row_pull, i),
-            ahead(column_pull, j),
-            ahead(row_class, i),
-            ahead(column_class, j)};
-  }
-};
-
 // Sums of f. The tile keeps the slopes f'.
 template <typename F>
 struct Sums {
   template <typename Number>
   using KeptAs = Number;
 
-  static void add(float* x, int64_t stride, int64_t rows, int64_t columns, float margin,
-                  TotalsOf totals) {
+  // Add a tile of logits to the totals, and leave what is kept of it, which may take its place.
+  template <typename Number>
+  static void add(const float* x, int64_t stride, int64_t rows, int64_t columns, float margin,
+                  TotalsOf totals, Number* slopes, int64_t slopes_stride) {
     for (int64_t band = 0; band < rows; band += BAND) {
       float down[LARGEST_BLOCK] = {};
       for (int64_t i = band; i < std::min(rows, band + BAND); i++) {
-        float* row = x + i * stride;
-        float sum = 0;
-        if (totals.columns) {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t j = 0; j < columns; j++) {
-            const F f(row[j], margin);
-            sum += f.value;
-            down[j] += f.value;
-            row[j] = f.slope;
-          }
-        } else {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t j = 0; j < columns; j++) {
-            const F f(row[j], margin);
-            sum += f.value;
-            row[j] = f.slope;
-          }
+        Vector along = {};
+        for (int64_t j = 0; j < columns; j += LANES) {
+          const F f(load(x + i * stride + j), margin);
+          along += f.value;
+          store(load(down + j) + f.value, down + j);
+          store(f.slope, slopes + i * slopes_stride + j);
         }
-        totals.rows[i] += sum;
+        totals.rows[i] += sum(along);
       }
       if (totals.columns)
         for (int64_t j = 0; j < columns; j++) totals.columns[j] += down[j];
@@ -120,40 +92,25 @@ struct Sums {
   // Add another total of row i.
   static void merge(TotalsOf totals, TotalsOf other, int64_t i) { totals.rows[i] += other.rows[i]; }
 
-  // What add leaves in the tile.
-  static void again(float* x, int64_t stride, int64_t rows, int64_t columns, float margin) {
-    for (int64_t i = 0; i < rows; i++) {
-      float* row = x + i * stride;
-#pragma omp simd
-      for (int64_t j = 0; j < columns; j++) row[j] = F(row[j], margin).slope;
-    }
-  }
+  // The weights of a row's pairs: of what add leaves, or of the logits.
+  template <bool LOGITS, bool TWO_WAY, bool PULLS>
+  struct Weights {
+    const OfColumns& columns;
+    float margin, a, pull;
+    int32_t own;
 
-  template <typename Kept>
-  static void weigh(const Kept* slopes, int64_t stride, int64_t rows, int64_t columns,
-                    CoefficientsOf of, float* out, int64_t out_stride) {
-    for (int64_t i = 0; i < rows; i++) {
-      const Kept* from = slopes + i * stride;
-      float* to = out + i * out_stride;
-      const float a = of.a[i];
-      if (of.row_pull) {
-        const float pull = of.row_pull[i];
-        const int64_t own = of.row_class[i];
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) {
-          const float slope = single(from[j]);  // not 0, of the sums that have positives
-          const bool positive = of.column_class[j] == own && slope != 0;
-          to[j] = slope * (a + of.b[j]) + (positive ? pull + of.column_pull[j] : 0);
-        }
-      } else if (of.b) {
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) to[j] = single(from[j]) * (a + of.b[j]);
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) to[j] = single(from[j]) * a;
-      }
+    Weights(const CoefficientsOf& of, const OfColumns& columns, int64_t i, float margin)
+        : columns(columns), margin(margin), a(of.a[i]) {
+      if (PULLS) pull = of.row_pull[i], own = of.row_class[i];
     }
-  }
+
+    Vector operator()(Vector x, int64_t j) const {
+      const Vector slope = LOGITS ? F(x, margin).slope : x;
+      const Vector weights = slope * (TWO_WAY ? a + load(columns.b + j) : splat(a));
+      // the slope is not 0 but where a pair is excluded, of the sums that have positives
+      return PULLS ? weights + columns.pulls(pull, own, j, slope != 0.f) : weights;
+    }
+  };
 };
 
 // total = log sum exp of the logits: until the end a sum of exp(x - largest). The tile keeps the
@@ -162,33 +119,36 @@ struct LogSumExp {
   template <typename>
   using KeptAs = float;
 
-  static void add(float* x, int64_t stride, int64_t rows, int64_t columns, float, TotalsOf totals) {
+  static void add(const float* x, int64_t stride, int64_t rows, int64_t columns, float,
+                  TotalsOf totals, float* kept, int64_t kept_stride) {
     for (int64_t i = 0; i < rows; i++) {
       const float* row = x + i * stride;
-      float most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-      for (int64_t j = 0; j < columns; j++) most = std::max(most, row[j]);
-      const float shift = renewed(totals.rows[i], totals.row_largest[i], most);
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < columns; j++) sum += exponential(row[j] - shift);
-      totals.rows[i] += sum;
+      Vector most = splat(-INFINITY), along = {};
+      for (int64_t j = 0; j < columns; j += LANES) {
+        const Vector logits = load(row + j);
+        most = larger(logits, most);
+        store(logits, kept + i * kept_stride + j);
+      }
+      const float shift = renewed(totals.rows[i], totals.row_largest[i], largest(most));
+      for (int64_t j = 0; j < columns; j += LANES) along += exponential(load(row + j) - shift);
+      totals.rows[i] += sum(along);
     }
     if (!totals.columns) return;
-    float shift[LARGEST_BLOCK], sum[LARGEST_BLOCK] = {};
+    float shift[LARGEST_BLOCK], down[LARGEST_BLOCK] = {};
     std::fill(shift, shift + columns, -INFINITY);
     for (int64_t i = 0; i < rows; i++) {
-      const float* row = x + i * stride;
-#pragma omp simd
-      for (int64_t j = 0; j < columns; j++) shift[j] = std::max(shift[j], row[j]);
+      for (int64_t j = 0; j < columns; j += LANES)
+        store(larger(load(x + i * stride + j), load(shift + j)), shift + j);
     }
     for (int64_t j = 0; j < columns; j++)
       shift[j] = renewed(totals.columns[j], totals.column_largest[j], shift[j]);
     for (int64_t i = 0; i < rows; i++) {
-      const float* row = x + i * stride;
-#pragma omp simd
-      for (int64_t j = 0; j < columns; j++) sum[j] += exponential(row[j] - shift[j]);
+      for (int64_t j = 0; j < columns; j += LANES) {
+        const Vector e = exponential(load(x + i * stride + j) - load(shift + j));
+        store(load(down + j) + e, down + j);
+      }
     }
-    for (int64_t j = 0; j < columns; j++) totals.columns[j] += sum[j];
+    for (int64_t j = 0; j < columns; j++) totals.columns[j] += down[j];
   }
 
   static void merge(TotalsOf totals, TotalsOf other, int64_t i) {
@@ -196,36 +156,23 @@ struct LogSumExp {
     totals.rows[i] += other.rows[i] * std::exp(other.row_largest[i] - totals.row_largest[i]);
   }
 
-  static void again(float*, int64_t, int64_t, int64_t, float) {}
+  template <bool, bool TWO_WAY, bool PULLS>
+  struct Weights {
+    const OfColumns& columns;
+    float a, shift, pull;
+    int32_t own;
 
-  static void weigh(const float* x, int64_t stride, int64_t rows, int64_t columns,
-                    CoefficientsOf of, float* out, int64_t out_stride) {
-    for (int64_t i = 0; i < rows; i++) {
-      const float* from = x + i * stride;
-      float* to = out + i * out_stride;
-      const float a = of.a[i], shift = of.row_shift[i];
-      if (of.row_pull) {
-        const float pull = of.row_pull[i];
-        const int64_t own = of.row_class[i];
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) {
-          const bool positive = of.column_class[j] == own && from[j] != -INFINITY;
-          const float of_row = a * exponential(from[j] - shift);
-          const float of_column = of.b[j] * exponential(from[j] - of.column_shift[j]);
-          to[j] = of_row + of_column + (positive ? pull + of.column_pull[j] : 0);
-        }
-      } else if (of.b) {
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) {
-          const float of_row = a * exponential(from[j] - shift);
-          to[j] = of_row + of.b[j] * exponential(from[j] - of.column_shift[j]);
-        }
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) to[j] = a * exponential(from[j] - shift);
-      }
+    Weights(const CoefficientsOf& of, const OfColumns& columns, int64_t i, float)
+        : columns(columns), a(of.a[i]), shift(of.row_shift[i]) {
+      if (PULLS) pull = of.row_pull[i], own = of.row_class[i];
     }
-  }
+
+    Vector operator()(Vector x, int64_t j) const {
+      Vector weights = a * exponential(x - shift);
+      if (TWO_WAY) weights += load(columns.b + j) * exponential(x - load(columns.shift + j));
+      return PULLS ? weights + columns.pulls(pull, own, j, x != -INFINITY) : weights;
+    }
+  };
 
  private:
   // The total below a maximum that has seen `most` too, which is returned.
