@@ -60,15 +60,16 @@ class Gathered(Function):
         others = everyone.rows if everyone.columns is None else everyone.columns
         kernel = engine_for(r, c)
         with products_as_written(r):
-            total, _ = kernel.forward(r, others, bias, own, keep=False)
+            total = kernel.forward(r, others, bias, own)
             if matrix.two_way and c is not None:
-                of_columns, _ = kernel.forward(c, everyone.rows, bias, own, keep=False)
+                of_columns = kernel.forward(c, everyone.rows, bias, own)
                 total = torch.cat([total, of_columns])
         loss = matrix.loss.rows(total, positive) * weight
         per_total, per_positive = matrix.loss.row_slopes(total, positive)
         each = [weight * per_total, total, loss]
-        if matrix.positives is not None:
-            each.append(weight * per_positive / matrix.positives.count)
+        pulls = matrix.pulls(weight * per_positive)
+        if pulls is not None:
+            each.append(pulls)
         told = torch.stack([x.to(total.dtype) for x in each], 1)
         # two rows of losses for an item, one of its row and one of its column, travel as columns
         sides = 2 if matrix.two_way and c is not None else 1
@@ -99,7 +100,7 @@ class Gathered(Function):
             pulls = None if matrix.positives is None else grad * both[:, PULL]
             return kernel.backward(
                 *(grad * both[:, COEFFICIENT], both[:, TOTAL]),
-                *(rows, columns, bias, matrix, None, needs, pulls),
+                *(rows, columns, bias, matrix, needs, pulls),
             )
 
         with products_as_written(r):

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.in_batch import Gradients
 from cosloss.kernels.eager.totals import empty_total
 from cosloss.kernels.eager.walk import Matrix
 from cosloss.ops.as_written import products_as_written
@@ -77,7 +76,11 @@ def dense(
 
 
 class InBatch(Function):
-    """The tiled loss; its second derivative is the dense formula's."""
+    """The tiled loss; its second derivative is the dense formula's.
+
+    A loss that is one number has its gradient computed with it, while its tiles are there; the
+    backward pass multiplies. Otherwise the tiles are computed again there.
+    """
 
     @staticmethod
     def forward(
@@ -89,23 +92,23 @@ class InBatch(Function):
         bias: Tensor | None,
         matrix: Matrix,
     ) -> Tensor:
-        needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
+        needs_r, needs_c, _, _, needs_bias, _ = ctx.needs_input_grad
         needs = (needs_r, needs_c, needs_bias)
-        ctx.engine = engine = engine_for(r, c)
-        one_walk = matrix.loss.linear or not matrix.two_way
-        one_walk = one_walk and hasattr(engine, "forward_and_backward")  # Triton keeps no tiles
-        ctx.ticket, ctx.one_walk = None, one_walk and weight is not None and any(needs)
-        gradients: Gradients = (None, None, None)
+        engine = engine_for(r, c)
+        # Triton keeps no tiles, and so gains nothing from knowing early what is to be weighed
+        ctx.weighed = any(needs) and weight is not None and hasattr(engine, "forward_and_backward")
+        found: tuple[Tensor | None, ...]
         with products_as_written(r):
-            if weight is not None and ctx.one_walk:
-                total, gradients = engine.forward_and_backward(
+            if weight is not None and ctx.weighed:
+                total, grad_positive, (grad_r, grad_c, grad_bias) = engine.forward_and_backward(
                     weight, positive, r, c, bias, matrix, needs
                 )
+                found = grad_r, grad_c, grad_positive.to(positive.dtype), grad_bias
             else:
-                keep = any(needs) or needs_positive
-                total, ctx.ticket = engine.forward(r, c, bias, matrix, keep)
+                total = engine.forward(r, c, bias, matrix)
+                found = (total,)
         ctx.weight, ctx.matrix = weight, matrix
-        ctx.save_for_backward(r, c, positive, bias, total, *gradients)
+        ctx.save_for_backward(r, c, positive, bias, *found)
         loss = matrix.loss.rows(total, positive)
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
 
@@ -113,29 +116,29 @@ class InBatch(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or transformed(grads[0]):
             return _dense_backward(ctx, grads[0])
-        r, c, positive, bias, total, *gradients = ctx.saved_tensors
+        r, c, positive, bias, *found = ctx.saved_tensors
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
+        if ctx.weighed:
+            grad_r, grad_c, grad_positive, grad_bias = (
+                x if x is None else grads[0] * x for x in found
+            )
+            return grad_r, grad_c, grad_positive if needs_positive else None, None, grad_bias, None
+        total = found[0]
         grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
-        if not ctx.one_walk:
-            with products_as_written(r):
-                engine = engine_for(r, c)
-                positives = ctx.matrix.positives
-                gradients = engine.backward(
-                    grad * per_total,
-                    total,
-                    r,
-                    c,
-                    bias,
-                    ctx.matrix,
-                    ctx.ticket if engine is ctx.engine else None,
-                    (needs_r, needs_c, needs_bias),
-                    None if positives is None else grad * per_positive / positives.count,
-                )
-        else:
-            gradients = [None if x is None else grads[0] * x for x in gradients]
-        grad_r, grad_c, grad_bias = gradients
-        grad_positive = (grad * per_positive).to(positive.dtype) if needs_positive else None
+        grad_positive = grad * per_positive
+        with products_as_written(r):
+            grad_r, grad_c, grad_bias = engine_for(r, c).backward(
+                grad * per_total,
+                total,
+                r,
+                c,
+                bias,
+                ctx.matrix,
+                (needs_r, needs_c, needs_bias),
+                ctx.matrix.pulls(grad_positive),
+            )
+        grad_positive = grad_positive.to(positive.dtype) if needs_positive else None
         return grad_r, grad_c, grad_positive, None, grad_bias, None
 
 

@@ -107,8 +107,7 @@ def _totals(
             dtype,
             _positives(row_positives, column_positives, positives_count),
         )
-        total, _ = backend(r, c).in_batch.forward(r, c, bias, matrix, False)
-        return total, positive.clone()
+        return backend(r, c).in_batch.forward(r, c, bias, matrix), positive.clone()
 
 
 @_totals.register_fake
@@ -150,9 +149,8 @@ def _gradients(
             dtype,
             _positives(row_positives, column_positives, positives_count),
         )
-        pulls = None if matrix.positives is None else grad_positive / matrix.positives.count
         found = backend(r, c).in_batch.backward(
-            grad, total, r, c, bias, matrix, None, tuple(needs), pulls
+            grad, total, r, c, bias, matrix, tuple(needs), matrix.pulls(grad_positive)
         )
         return [x for x in found if x is not None]
 

@@ -167,8 +167,8 @@ def _fails(monkeypatch, change):
         return change(grad_r), *others
 
     def wrong_both(*arguments):
-        total, found = both(*arguments)
-        return total, wrong(*found)
+        total, grad_positive, found = both(*arguments)
+        return total, grad_positive, wrong(*found)
 
     monkeypatch.setattr(in_batch, "backward", lambda *arguments: wrong(*backward(*arguments)))
     monkeypatch.setattr(in_batch, "forward_and_backward", wrong_both)

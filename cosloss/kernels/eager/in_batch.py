@@ -13,17 +13,14 @@ from cosloss.kernels.eager.walk import Matrix, Walk
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def forward(
-    r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
-) -> tuple[Tensor, object]:
-    """The totals, and a ticket for the tiles kept: None if not asked for, or too large."""
+def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
+    """The totals."""
     walk = Walk(r, c, bias, matrix)
-    ticket = walk.keep_tiles() if keep else None
     totals = matrix.new_totals(r, c)
     for i, j, memory in walk:
-        totals.add(walk.logits(i, j, memory), i, j, keep)
+        totals.add(walk.logits(i, j, memory), i, j, keep=False)
     totals.finish()
-    return totals.joined(), ticket
+    return totals.joined()
 
 
 def forward_and_backward(
@@ -34,37 +31,52 @@ def forward_and_backward(
     bias: Tensor | None,
     matrix: Matrix,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Gradients]:
-    """The totals and, in the same walk, the gradients of sum_i weight_i loss_i, where needed.
+) -> tuple[Tensor, Tensor, Gradients]:
+    """The totals, and the gradients of sum_i weight_i loss_i: on positive, and where needed.
 
-    For a loss that is linear in its totals, or whose columns have none: the slope of a row's loss
-    is then known as soon as its tiles are. No tile is computed twice or kept.
+    A tile is weighed once the slopes of its rows' and columns' losses are known: at once if the
+    loss is linear in its totals; after its band of rows if the columns have no loss; else after all
+    others, for which it is kept, or computed again if there are too many.
     """
     walk = Walk(r, c, bias, matrix)
     totals = matrix.new_totals(r, c)
     sums = _Sums(walk, matrix, totals, r, c, bias, needs)
     if matrix.loss.linear:
         total = totals.joined()
-        slopes, _ = matrix.loss.row_slopes(total, positive)
+        slopes, of_positive = matrix.loss.row_slopes(total, positive)
         sums.take(totals.coefficients(weight * slopes, total, matrix.dtype))
         for i, j, memory in walk:
             totals.add(walk.logits(i, j, memory), i, j, keep=True)
             sums.add(memory, i, j)
         totals.finish()
-        return totals.joined(), sums.finish()
+        return totals.joined(), weight * of_positive, sums.finish()
+    if matrix.two_way:
+        walk.keep_tiles()
+        for i, j, memory in walk:
+            totals.add(walk.logits(i, j, memory), i, j, keep=True)
+        totals.finish()
+        total = totals.joined()
+        slopes, of_positive = matrix.loss.row_slopes(total, positive)
+        grad_positive = weight * of_positive
+        coefficients = totals.coefficients(weight * slopes, total, matrix.dtype)
+        sums.take(coefficients, pulls=matrix.pulls(grad_positive))
+        sums.add_all()
+        return total, grad_positive, sums.finish()
     weights = torch.as_tensor(weight, dtype=totals.rows.dtype, device=r.device).expand_as(positive)
+    of_positives = []
     for band in walk.bands():
         for i, j, memory in band:
             totals.add(walk.logits(i, j, memory), i, j, keep=True)
         rows = band[0][0]
         totals.finish(rows)
-        slopes, _ = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
+        slopes, of_positive = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
+        of_positives.append(of_positive)
         sums.take(
             totals.coefficients(weights[rows] * slopes, totals.rows[rows], matrix.dtype), rows
         )
         for i, j, memory in band:
             sums.add(memory, i, j)
-    return totals.rows, sums.finish()
+    return totals.rows, weights * torch.cat(of_positives), sums.finish()
 
 
 def backward(
@@ -74,7 +86,6 @@ def backward(
     c: Tensor | None,
     bias: Tensor | None,
     matrix: Matrix,
-    ticket: object,
     needs: tuple[bool, bool, bool],
     pulls: Tensor | None = None,
 ) -> Gradients:
@@ -83,14 +94,10 @@ def backward(
     pulls: like the totals, the gradient on the logit of each of a row's positives.
     """
     walk = Walk(r, c, bias, matrix)
-    kept = walk.find_tiles(ticket)
     totals = matrix.loss.totals(*matrix.split(total, r, c))
     sums = _Sums(walk, matrix, totals, r, c, bias, needs)
     sums.take(totals.coefficients(grad, total, matrix.dtype), pulls=pulls)
-    for i, j, memory in walk:
-        if not kept:
-            totals.again(walk.logits(i, j, memory))
-        sums.add(memory, i, j)
+    sums.add_all()
     return sums.finish()
 
 
@@ -138,6 +145,13 @@ class _Sums:
         self._b = b
         if self._factor is not self._walk.r:
             self._factor[rows] = self._walk.r[rows] * a[:, None]
+
+    def add_all(self) -> None:
+        """Add every tile, as it was kept or computed again."""
+        for i, j, memory in self._walk:
+            if not self._walk.keeps:
+                self._totals.again(self._walk.logits(i, j, memory))
+            self.add(memory, i, j)
 
     def add(self, kept: Tensor, i: slice, j: slice) -> None:
         """Add what the tile [i, j] says, of which the totals kept what they need."""

@@ -16,7 +16,7 @@ from cosloss.kernels.eager.tiles import Excluded, Positives, Tile, bands, tiles,
 from cosloss.kernels.eager.totals import Totals
 from cosloss.kernels.eager.workspace import workspace
 
-# a logit matrix up to this size is kept from the forward to the backward pass
+# a logit matrix up to this size is kept until its tiles are weighed
 KEPT_BYTES = 256 * 2**20
 
 
@@ -51,6 +51,10 @@ class Matrix:
         rows = r.shape[0]
         return per_loss[:rows], per_loss[rows:] if self.two_way else None
 
+    def pulls(self, grad_positive: Tensor) -> Tensor | None:
+        """The gradient on each of a row's positives, from the one on their mean, if several."""
+        return None if self.positives is None else grad_positive / self.positives.count
+
 
 class Walk:
     """The tiles of one matrix in their order, each with its memory; operands in matrix.dtype."""
@@ -83,20 +87,14 @@ class Walk:
         buffer = workspace.scratch("band", (height * self.c.shape[0],), self.r)
         return (list(_placed(band, buffer)) for band in every)
 
-    def keep_tiles(self) -> object:
-        """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
-        if self._elements * self.r.element_size() > KEPT_BYTES:
-            workspace.release_tiles()
-            return None
-        self._kept, ticket = workspace.claim(self._elements, self.r)
-        return ticket
+    def keep_tiles(self) -> None:
+        """Give every tile memory of its own, if all of them fit."""
+        self._kept = kept_tiles(self._elements, self.r)
 
-    def find_tiles(self, ticket: object) -> bool:
-        """Whether the tiles that a walk kept are there, for this walk to go over again."""
-        if not workspace.holds(ticket):
-            return False
-        self._kept = workspace.held()
-        return True
+    @property
+    def keeps(self) -> bool:
+        """Whether a tile is still there when the next walk comes by."""
+        return self._kept is not None
 
     def logits(self, i: slice, j: slice, memory: Tensor) -> Tensor:
         """The tile X[i, j], written into memory, with excluded pairs at -inf."""
@@ -111,6 +109,14 @@ class Walk:
         if self._scratch is None:
             self._scratch = empty((self._largest,), self.r)
         return self._scratch[: tile.numel()].view(tile.shape)
+
+
+def kept_tiles(elements: int, like: Tensor) -> Tensor | None:
+    """Memory for so many numbers of like's dtype; None where they are too many to be kept."""
+    if elements * like.element_size() > KEPT_BYTES:
+        workspace.release("tiles")
+        return None
+    return workspace.scratch("tiles", (elements,), like, largest=KEPT_BYTES)
 
 
 def _placed(tiles: Iterable[Tile], buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

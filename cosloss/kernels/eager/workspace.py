@@ -1,9 +1,4 @@
-"""Memory that a training step gives to the next one, so that the CPU's pages need no new mapping.
-
-A loss keeps its tiles here from its forward to its backward pass. A later forward pass takes the
-memory over: the earlier loss finds its ticket void, and computes its tiles again. What is needed
-within one call only is scratch memory.
-"""
+"""Memory that a step gives to the next one, so that the CPU's pages need no new mapping."""
 
 import math
 import threading
@@ -19,44 +14,29 @@ LARGEST_SCRATCH = 16 * 2**20  # bytes; beyond, mapping the pages takes little of
 
 
 class Workspace(threading.local):
-    """One thread's buffer of tiles, with its present holder's ticket, and its scratch buffers."""
+    """One thread's scratch buffers, each for one use within a call."""
 
     def __init__(self) -> None:
-        self._tiles = _Buffer()
-        self._claimed: Tensor | None = None
-        self._ticket: object = None
-        self._scratch = defaultdict[str, _Buffer](_Buffer)
+        self._buffers = defaultdict[str, _Buffer](_Buffer)
 
-    def claim(self, elements: int, like: Tensor) -> tuple[Tensor, object]:
-        """A flat buffer of like's dtype and device, and the ticket that is valid until the next."""
-        self._claimed, self._ticket = None, object()
-        self._claimed = self._tiles.view((elements,), like)
-        return self._claimed, self._ticket
+    def scratch(
+        self, use: str, shape: Sequence[int], like: Tensor, largest: int | None = None
+    ) -> Tensor:
+        """Uninitialised memory of like's dtype and device, until it is asked for that use again.
 
-    def held(self) -> Tensor:
-        """The buffer as its holder claimed it."""
-        assert self._claimed is not None
-        return self._claimed
-
-    def holds(self, ticket: object) -> bool:
-        """Whether the buffer still contains what the ticket's holder wrote."""
-        return ticket is not None and ticket is self._ticket
-
-    def release_tiles(self) -> None:
-        """Hand the tiles' memory back."""
-        self._tiles, self._claimed, self._ticket = _Buffer(), None, None
-
-    def release(self) -> None:
-        """Hand all memory back."""
-        self.release_tiles()
-        self._scratch.clear()
-
-    def scratch(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised memory of like's dtype and device, until it is asked for that use again."""
-        if math.prod(shape) * like.element_size() > LARGEST_SCRATCH:
-            self._scratch.pop(use, None)
+        Beyond the largest number of bytes, LARGEST_SCRATCH by default, nothing is kept.
+        """
+        if math.prod(shape) * like.element_size() > (largest or LARGEST_SCRATCH):
+            self.release(use)
             return empty(shape, like)
-        return self._scratch[use].view(shape, like)
+        return self._buffers[use].view(shape, like)
+
+    def release(self, use: str | None = None) -> None:
+        """Hand the memory of that use back, or all memory."""
+        if use is None:
+            self._buffers.clear()
+        else:
+            self._buffers.pop(use, None)
 
 
 class _Buffer:
@@ -92,9 +72,8 @@ workspace = Workspace()
 def release_memory() -> None:
     """Hand back the memory that this thread's losses keep from one step to the next.
 
-    On a CPU that is up to 256 MiB of tiles, of the last loss alone, and scratch memory of at most
-    16 MiB for each of a few uses. A loss whose backward pass is yet to come computes its tiles
-    again.
+    On a CPU that is up to 256 MiB of tiles, of the last loss alone, and at most 16 MiB for each of
+    a few other uses.
 
     Example:
         >>> release_memory()

@@ -22,16 +22,12 @@ from cosloss.kernels.native import library
 PANEL = 32  # as in products.h: rows are packed by so many, and so many divide their length
 
 
-def forward(
-    r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
-) -> tuple[Tensor, object]:
-    """The totals, and a ticket for the tiles kept: None if not asked for, or too large."""
+def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
+    """The totals."""
     totals = matrix.new_totals(r, c)
-    task = _Task(r, c, bias, matrix, totals)
-    ticket = task.keep_tiles() if keep else None
-    task.run(adds=True)
+    _Task(r, c, bias, matrix, totals).run(adds=True)
     totals.finish()
-    return totals.joined(), ticket
+    return totals.joined()
 
 
 def forward_and_backward(
@@ -42,25 +38,37 @@ def forward_and_backward(
     bias: Tensor | None,
     matrix: Matrix,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Gradients]:
-    """The totals and, without computing a tile twice, the gradients of sum_i weight_i loss_i."""
+) -> tuple[Tensor, Tensor, Gradients]:
+    """The totals, and the gradients of sum_i weight_i loss_i: on positive, and where needed."""
     totals = matrix.new_totals(r, c)
     task = _Task(r, c, bias, matrix, totals)
     gradients = _Gradients(task, needs)
     if matrix.loss.linear:
         total = totals.joined()
-        slopes, _ = matrix.loss.row_slopes(total, positive)
+        slopes, of_positive = matrix.loss.row_slopes(total, positive)
         gradients.take(weight * slopes, total)
         task.run(adds=True, gradients=gradients)
-        return totals.joined(), gradients.finish()
+        return totals.joined(), weight * of_positive, gradients.finish()
+    if matrix.two_way:
+        task.keep_tiles()
+        task.run(adds=True)
+        totals.finish()
+        total = totals.joined()
+        slopes, of_positive = matrix.loss.row_slopes(total, positive)
+        grad_positive = weight * of_positive
+        gradients.take(weight * slopes, total, matrix.pulls(grad_positive))
+        task.run(gradients=gradients)
+        return total, grad_positive, gradients.finish()
     weights = torch.as_tensor(weight, dtype=torch.float64).expand_as(positive)
+    of_positives = []
     for rows in task.bands():
         task.run(rows, adds=True)
         totals.finish(rows)
-        slopes, _ = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
+        slopes, of_positive = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
+        of_positives.append(of_positive)
         gradients.take(weights[rows] * slopes, totals.rows[rows])
         task.run(rows, gradients=gradients)
-    return totals.rows, gradients.finish()
+    return totals.rows, weights * torch.cat(of_positives), gradients.finish()
 
 
 def backward(
@@ -70,7 +78,6 @@ def backward(
     c: Tensor | None,
     bias: Tensor | None,
     matrix: Matrix,
-    ticket: object,
     needs: tuple[bool, bool, bool],
     pulls: Tensor | None = None,
 ) -> Gradients:
@@ -80,7 +87,6 @@ def backward(
     """
     totals = matrix.loss.totals(*matrix.split(total, r, c))
     task = _Task(r, c, bias, matrix, totals)
-    task.find_tiles(ticket)
     gradients = _Gradients(task, needs)
     gradients.take(grad, total, pulls)
     task.run(gradients=gradients)
@@ -121,18 +127,9 @@ class _Task:
         rows = self.r.shape[0]
         return (per_loss[:rows], per_loss[rows:]) if self.two_way else (per_loss, None)
 
-    def keep_tiles(self) -> object:
-        """Give every tile memory of its own, if all of them fit; the ticket to find them again."""
-        elements = self._elements(self.r.shape[0])
-        if elements * self._memory.element_size() > walk.KEPT_BYTES:
-            workspace.release_tiles()
-            return None
-        self._kept, ticket = workspace.claim(elements, self._memory)
-        return ticket
-
-    def find_tiles(self, ticket: object) -> None:
-        """Take up the tiles that `keep_tiles` kept, if they are still there."""
-        self._kept = workspace.held() if workspace.holds(ticket) else None
+    def keep_tiles(self) -> None:
+        """Give every tile memory of its own, if all of them fit."""
+        self._kept = walk.kept_tiles(self._elements(self.r.shape[0]), self._memory)
 
     def bands(self) -> Iterator[slice]:
         """Rows whose tiles are kept together, until the next are."""

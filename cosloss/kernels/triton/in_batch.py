@@ -38,10 +38,8 @@ class Side(NamedTuple):
     classes: Tensor | None
 
 
-def forward(
-    r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, keep: bool
-) -> tuple[Tensor, object]:
-    """The totals; and None, as no tiles are kept."""
+def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
+    """The totals."""
     rows, columns = _operands(r, c, matrix)
     n, d = rows.shape
     m = columns.shape[0]
@@ -92,7 +90,7 @@ def forward(
         LINES=32,
         BLOCK=64,
     )
-    return out, None
+    return out
 
 
 def backward(
@@ -102,7 +100,6 @@ def backward(
     c: Tensor | None,
     bias: Tensor | None,
     matrix: Matrix,
-    ticket: object,
     needs: tuple[bool, bool, bool],
     pulls: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

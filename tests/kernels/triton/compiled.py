@@ -148,10 +148,10 @@ def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
         matrix = Matrix(Contrast(), pairs, True, dtype, positives)
     else:
         bias, matrix = torch.zeros(()), Matrix(SigmoidContrast(), Excluded((0,)), False, dtype)
-    total, _ = in_batch.forward(r, c, bias, matrix, False)
+    total = in_batch.forward(r, c, bias, matrix)
     needs = (True, c is not None, bias is not None)
     pulls = None if matrix.positives is None else total
-    in_batch.backward(total, total, r, c, bias, matrix, None, needs, pulls)
+    in_batch.backward(total, total, r, c, bias, matrix, needs, pulls)
 
 
 def main() -> int:

@@ -83,8 +83,8 @@ def test_totals_whatever_the_tiles(kind, columns, rows, programs, monkeypatch):
     monkeypatch.setattr(in_batch, "PROGRAMS", 1)
     r, c = problem(rows, columns)
     matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
-    found, _ = in_batch.forward(*single(r, c), None, matrix, False)
-    exact, _ = eager.forward(r, c, None, wide(matrix), False)
+    found = in_batch.forward(*single(r, c), None, matrix)
+    exact = eager.forward(r, c, None, wide(matrix))
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
 
 
@@ -162,11 +162,11 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
     rows, columns = torch.arange(20) % 3, torch.zeros(9, dtype=torch.int64)
     for kind, loss in TILE_LOSSES.items():
         matrix = Matrix(loss, Excluded(groups=(rows, columns)), False, torch.float32)
-        total, _ = in_batch.forward(*single(r, c), None, matrix, False)
+        total = in_batch.forward(*single(r, c), None, matrix)
         without = total[rows == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
         grad, _, _ = in_batch.backward(
-            torch.ones(20).double(), total, *single(r, c), None, matrix, None, (True, False, False)
+            torch.ones(20).double(), total, *single(r, c), None, matrix, (True, False, False)
         )
         assert (grad[rows == 0] == 0).all()
         assert (grad[rows == 1].abs().sum(1) > 0).all()
@@ -178,8 +178,8 @@ def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
     r, c = problem(70, 33)
     r, c = r.to(dtype), c.to(dtype)
     matrix = Matrix(TILE_LOSSES[kind], Excluded((0,)), True, dtype)
-    found, _ = in_batch.forward(r.float(), c.float(), None, matrix, False)
-    exact, _ = eager.forward(r.double(), c.double(), None, wide(matrix), False)
+    found = in_batch.forward(r.float(), c.float(), None, matrix)
+    exact = eager.forward(r.double(), c.double(), None, wide(matrix))
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
     # weights are rounded to the dtype for the second product, and nothing else is
     rounding = torch.finfo(dtype).eps / 2
@@ -289,13 +289,13 @@ def wide(matrix):
 
 def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37):
     """The kernel's gradients are the eager backend's in float64, to `rounding` of each weight."""
-    exact_total, _ = eager.forward(r, c, bias, wide(matrix), False)
+    exact_total = eager.forward(r, c, bias, wide(matrix))
     grad = scale * torch.linspace(0.5, 2, exact_total.numel(), dtype=torch.float64)
     inputs = r, c, bias
-    total, _ = in_batch.forward(*single(*inputs), matrix, False)
+    total = in_batch.forward(*single(*inputs), matrix)
     pulls = None if matrix.positives is None else 0.02 * grad.flip(0)
-    found = in_batch.backward(grad, total, *single(*inputs), matrix, None, needs, pulls)
-    exact = eager.backward(grad, exact_total, *inputs, wide(matrix), None, needs, pulls)
+    found = in_batch.backward(grad, total, *single(*inputs), matrix, needs, pulls)
+    exact = eager.backward(grad, exact_total, *inputs, wide(matrix), needs, pulls)
     for own, other, need in zip(found, exact, needs, strict=True):
         assert (own is not None) == need
         if own is not None:
