@@ -20,8 +20,10 @@ from cosloss.kernels.triton.tile import ids_of, launch, offsets_of, precision
 
 # float16 weights are made this large: the smallest that count are normal numbers
 FLOAT16_UNIT = 2.0**13
-# programs per multiprocessor, where their lines of partial sums are small, and what is small
-PROGRAMS, SMALL_PARTIAL_BYTES = 2, 32 * 2**20
+# chunks of a symmetric matrix's rows: 528 pairs of them, four for each of 132 multiprocessors
+CHUNKS = 32
+
+Sums = tuple[Tensor | None, Tensor | None]
 
 
 class Side(NamedTuple):
@@ -45,28 +47,19 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) ->
     m = columns.shape[0]
     two_way = c is None or matrix.two_way
     totals = matrix.loss.totals(r, r)
-    count = n if c is None or not two_way else n + m
+    row_chunks, column_chunks = _chunks(n, m, c is None)
+    of_rows = of_columns = _sums(r, column_chunks, n, totals)
+    if c is not None:
+        of_columns = _sums(r, row_chunks, m, totals) if two_way else (None, None)
     size = rows.element_size()
     width, whole = tuning.forward_width(d, size)
-    programs = _programs(rows, m, count)
-    partial = r.new_empty(programs, count, dtype=torch.float32)
-    largest = torch.empty_like(partial) if totals.kind == "logsumexp" else None
     launch(
         tuning.forward_tuner(size, width, n >= tuning.LARGE),
-        (programs,),
+        (column_chunks, row_chunks),
         r,
-        rows,
-        columns,
-        bias,
-        partial,
-        largest,
-        ids_of(matrix.excluded),
-        offsets_of(matrix.excluded),
-        n,
-        m,
-        d,
-        count,
-        totals.margin,
+        *(rows, columns, bias, of_rows, of_columns),
+        *(ids_of(matrix.excluded), offsets_of(matrix.excluded)),
+        *(n, m, d, totals.margin),
         KIND=totals.kind,
         SYMMETRIC=c is None,
         TWO_WAY=two_way,
@@ -75,21 +68,10 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) ->
         WHOLE=whole,
         BLOCK_D=width,
     )
-    out = r.new_empty(count, dtype=torch.float64)
-    launch(
-        in_batch_totals_kernel,
-        (triton.cdiv(count, 64),),
-        r,
-        partial,
-        largest,
-        out,
-        programs,
-        count,
-        empty=empty_total(torch.float64),
-        KIND=totals.kind,
-        LINES=32,
-        BLOCK=64,
-    )
+    out = r.new_empty(n + m if two_way and c is not None else n, dtype=torch.float64)
+    _add_up(of_rows, out[:n], totals)
+    if out.shape[0] > n:
+        _add_up(of_columns, out[n:], totals)
     return out
 
 
@@ -201,12 +183,37 @@ def _sides(
     return side(rows, slice(n), positives.rows), side(columns, of_columns, positives.columns)
 
 
-def _programs(rows: Tensor, columns: int, totals: int) -> int:
-    """How many programs of the forward kernel share the tiles."""
-    programs = tuning.processors(rows)
-    if PROGRAMS * programs * totals * 4 <= SMALL_PARTIAL_BYTES:
-        programs *= PROGRAMS
-    return min(programs, triton.cdiv(rows.shape[0], 64) * triton.cdiv(columns, 64))
+def _chunks(rows: int, columns: int, symmetric: bool) -> tuple[int, int]:
+    """Into how many chunks rows and columns are dealt, so that enough pairs of them run at once."""
+    row_blocks, column_blocks = (triton.cdiv(x, tuning.SMALLEST_BLOCK) for x in (rows, columns))
+    of_columns = min(CHUNKS, column_blocks)
+    if symmetric:
+        return of_columns, of_columns
+    pairs = CHUNKS * (CHUNKS + 1) // 2
+    of_rows = min(triton.cdiv(pairs, of_columns), row_blocks)
+    return of_rows, min(triton.cdiv(pairs, of_rows), column_blocks)
+
+
+def _sums(r: Tensor, lines: int, count: int, totals: Totals) -> Sums:
+    """Memory for lines of sums, and for the greatest logits where they are kept."""
+    partial = r.new_empty(lines, count, dtype=torch.float32)
+    return partial, torch.empty_like(partial) if totals.kind == "logsumexp" else None
+
+
+def _add_up(sums: Sums, out: Tensor, totals: Totals) -> None:
+    partial, largest = sums
+    assert partial is not None
+    lines, count = partial.shape
+    launch(
+        in_batch_totals_kernel,
+        (triton.cdiv(count, 64),),
+        out,
+        *(partial, largest, out, lines, count),
+        empty=empty_total(torch.float64),
+        KIND=totals.kind,
+        LINES=32,
+        BLOCK=64,
+    )
 
 
 def _splits(rows: Tensor, columns: int, parts: int) -> int:

@@ -18,6 +18,7 @@ from cosloss.kernels.triton.in_batch_totals import in_batch_fwd_kernel
 LARGE = 8192  # rows from which a batch is tuned as a large one
 INTERPRETED = triton.knobs.runtime.interpret
 INTERPRETED_PROCESSORS = 3
+SMALLEST_BLOCK = 16 if INTERPRETED else 64
 
 Shapes = dict[int, dict[int, tuple[tuple[tuple[int, ...], int, int], ...]]]
 
@@ -78,7 +79,7 @@ def _configs(
     table: dict[int, tuple[Any, ...]], width: int, names: Sequence[str]
 ) -> list[triton.Config]:
     if INTERPRETED:
-        return [triton.Config(dict.fromkeys(names, 16))]
+        return [triton.Config(dict.fromkeys(names, SMALLEST_BLOCK))]
     return [
         triton.Config(dict(zip(names, shape, strict=True)), num_warps=warps, num_stages=stages)
         for shape, warps, stages in table[min(largest for largest in table if width <= largest)]

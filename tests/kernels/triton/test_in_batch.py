@@ -75,12 +75,11 @@ def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
     assert set(calls) == {"forward", "backward"}
 
 
-@pytest.mark.parametrize(("rows", "programs"), [(1, 3), (33, 1), (48, 2), (70, 7)])
+@pytest.mark.parametrize(("rows", "chunks"), [(1, 3), (33, 1), (48, 2), (70, 3), (70, 32)])
 @pytest.mark.parametrize("kind", TILE_LOSSES)
 @pytest.mark.parametrize("columns", [None, 7, 40], ids=["symmetric", "7", "40"])
-def test_totals_whatever_the_tiles(kind, columns, rows, programs, monkeypatch):
-    monkeypatch.setattr(tuning, "processors", lambda like: programs)
-    monkeypatch.setattr(in_batch, "PROGRAMS", 1)
+def test_totals_whatever_the_tiles(kind, columns, rows, chunks, monkeypatch):
+    monkeypatch.setattr(in_batch, "CHUNKS", chunks)
     r, c = problem(rows, columns)
     matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
     found = in_batch.forward(*single(r, c), None, matrix)
