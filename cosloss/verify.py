@@ -18,7 +18,8 @@ from cosloss.testing import OPS, Errors, Op, Sample, errors
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 COLUMNS = ("op", "dtype", "inputs", "value", "gradient", "budget", "torch", "torch grad", "")
-ROW = "{:<28} {:<9} {:<8} {:>9} {:>9} {:>9} {:>9} {:>10}  {}"
+NAMES = max(len(op.name) for op in OPS)
+ROW = f"{{:<{NAMES}}} " + "{:<9} {:<8} {:>9} {:>9} {:>9} {:>9} {:>10}  {}"
 
 
 def verify(

@@ -8,35 +8,24 @@ from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.ops import in_batch, unit_pairs, unit_rows
+from cosloss.ops import in_batch, in_batch_pairs, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
 from cosloss.ops.transformed import transformed
-
-
-def unit(z: Tensor) -> Tensor:
-    """Unit rows of z in at least float32."""
-    return unit_rows(_wide(z))
 
 
 def logit_rows(z: Tensor, temperature: float | Tensor) -> Tensor:
     """Rows whose products are logits: unit rows over the square root of the temperature."""
     if isinstance(temperature, Tensor):
-        return unit(z) * temperature**-0.5
-    return unit_rows(_wide(z), temperature**-0.5)
+        return unit_rows(z) * temperature**-0.5
+    return unit_rows(z, temperature**-0.5)
 
 
 def logit_pairs(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """The same of z1's rows and then z2's, (2N, D), and each row's logit with its pair, (2N,)."""
-    dtype = torch.promote_types(z1.dtype, z2.dtype)
-    z1, z2 = _wide(z1.to(dtype)), _wide(z2.to(dtype))
     if isinstance(temperature, Tensor):
         u, products = unit_pairs(z1, z2)
         return u * temperature**-0.5, products / temperature
     return unit_pairs(z1, z2, temperature**-0.5)
-
-
-def _wide(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def largest_logit(temperature: float | Tensor) -> float:
@@ -85,6 +74,58 @@ def gathered_batch(
     return Everyone(peers, rows[:, : r.shape[1]], columns, own, all_groups)
 
 
+def loss_of_pairs(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor,
+    loss: TileLoss,
+    *,
+    joined: bool,
+    two_way: bool,
+    reduction: str,
+    ignore: Tensor | None,
+    weight: Tensor | None,
+    gather_distributed: bool,
+    bias: float | Tensor | None = None,
+) -> Tensor:
+    """The reduced loss of two views, each row's positive the other view's row of the same item.
+
+    joined: whether all rows of both are compared with all, or z1's rows with z2's.
+    """
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    z1, z2, n = z1.to(dtype), z2.to(dtype), z1.shape[0]
+    if bias is not None:
+        bias = bias.to(wide) if isinstance(bias, Tensor) else z1.new_tensor(bias, dtype=wide)
+    pairs = excluded((0, n, -n), ignore, copies=2) if joined else excluded((0,), ignore, copies=1)
+    losses = 2 * n if two_way else n
+    shares = _shares(weight, losses, wide, reduction)
+    if shares is not None and not gather_distributed and not isinstance(temperature, Tensor):
+        matrix = Matrix(loss, pairs, two_way, _product_dtype(z1, dtype))
+        found = in_batch_pairs(z1, z2, temperature**-0.5, shares, bias, matrix, joined)
+        if found is not None:
+            return found.to(_out_dtype(z1, dtype))
+    both, positive = logit_pairs(z1, z2, temperature)
+    r, c = (both, None) if joined else both.split(n)
+    positive = positive[:losses]
+    everyone = None
+    if gather_distributed:
+        everyone = gathered_batch(r, c, ignore, views=2 if joined else 1, reduction=reduction)
+    return loss_of_rows(
+        r,
+        c,
+        positive if bias is None else positive + bias,
+        loss,
+        pairs,
+        two_way=two_way,
+        dtype=dtype,
+        reduction=reduction,
+        weight=weight,
+        bias=bias,
+        everyone=everyone,
+    )
+
+
 def loss_of_rows(
     r: Tensor,
     c: Tensor | None,
@@ -107,32 +148,52 @@ def loss_of_rows(
     """
     matrix = Matrix(loss, pairs, two_way, _product_dtype(r, dtype), positives)
     rows = positive.shape[0]
-    if weight is not None:
-        weight = weight.to(r.dtype)
-        weight = weight.repeat(rows // weight.shape[0])
-    dtype = r.dtype if torch.is_autocast_enabled(r.device.type) else dtype
+    dtype = _out_dtype(r, dtype)
     if everyone is not None:
-        weights = positive.new_ones(rows) if weight is None else weight.detach()
+        weights = positive.new_ones(rows)
+        if weight is not None:
+            weights = _each(weight, rows, r.dtype).detach()
         if reduction == "mean":
             own, total = everyone.peers.items[everyone.peers.rank], sum(everyone.peers.items)
             weights = weights / (rows // own * total)
         return gathered(r, c, positive, weights, bias, matrix, everyone).to(dtype)
+    shares = _shares(weight, rows, r.dtype, reduction)
+    if shares is not None:
+        return in_batch(r, c, positive, shares, bias, matrix).to(dtype)
+    each = in_batch(r, c, positive, None, bias, matrix)
+    each = each if weight is None else each * _each(weight, rows, r.dtype)
+    return (each if reduction == "none" else getattr(each, reduction)()).to(dtype)
+
+
+def _shares(
+    weight: Tensor | None, losses: int, dtype: torch.dtype, reduction: str
+) -> Tensor | float | None:
+    """What each loss is multiplied by in the reduced one; None if that is not a constant sum."""
     if reduction == "none" or (weight is not None and weight.requires_grad):
-        each = in_batch(r, c, positive, None, bias, matrix)
-        each = each if weight is None else each * weight
-        return (each if reduction == "none" else getattr(each, reduction)()).to(dtype)
-    share = 1 / rows if reduction == "mean" else 1.0
-    shares = share if weight is None else weight * share
-    return in_batch(r, c, positive, shares, bias, matrix).to(dtype)
+        return None
+    share = 1 / losses if reduction == "mean" else 1.0
+    return share if weight is None else _each(weight, losses, dtype) * share
 
 
-def _product_dtype(r: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the matrix products for unit rows r of inputs in `dtype`."""
-    kind = r.device.type
+def _each(weight: Tensor, losses: int, dtype: torch.dtype) -> Tensor:
+    """The items' weights as the losses'."""
+    return weight.to(dtype).repeat(losses // weight.shape[0])
+
+
+def _out_dtype(z: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The loss's, of embeddings in `dtype`: float32 under autocast."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return wide if torch.is_autocast_enabled(z.device.type) else dtype
+
+
+def _product_dtype(z: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the matrix products for unit rows of inputs in `dtype`, on z's device."""
+    kind = z.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         if dtype is torch.bfloat16:
             return dtype
-    if dtype in (torch.bfloat16, torch.float16) and wants_triton(r):
+    if dtype in (torch.bfloat16, torch.float16) and wants_triton(z):
         return dtype  # its logits and weights are in float32 all the same
-    return r.dtype  # float16 holds neither exp(40) nor a weight of 1e-8: it is not used
+    # float16 holds neither exp(40) nor a weight of 1e-8: it is not used
+    return torch.promote_types(z.dtype, torch.float32)

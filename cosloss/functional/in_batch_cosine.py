@@ -11,8 +11,9 @@ from cosloss.functional._checks import (
     check_weight,
     joined,
 )
-from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows, unit
+from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
+from cosloss.ops import unit_rows
 from cosloss.ops.gathered import Everyone
 from cosloss.ops.transformed import transformed
 
@@ -74,7 +75,7 @@ def in_batch_cosine_embedding_loss(
     check_groups(ignore, n)
     check_weight(weight, n)
     z = joined(z1, z2)
-    u = unit(z)
+    u = unit_rows(z)
     everyone = None
     if gather_distributed:
         everyone = gathered_batch(u, None, ignore, views=2, reduction=reduction)

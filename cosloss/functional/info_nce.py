@@ -14,10 +14,10 @@ from cosloss.functional._checks import (
 )
 from cosloss.functional._in_batch import (
     excluded,
-    gathered_batch,
     largest_logit,
     logit_pairs,
     logit_rows,
+    loss_of_pairs,
     loss_of_rows,
 )
 from cosloss.kernels.eager.cross_entropy import CrossEntropy
@@ -81,31 +81,36 @@ def info_nce_loss(
     n = query.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    r, positive = logit_pairs(query, key, temperature)
-    q, k = r.split(n)
-    columns, pairs = k, excluded((0,), ignore, copies=1)
+    loss = CrossEntropy(largest_logit(temperature))
     if negatives is not None:
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
-        columns, pairs = logit_rows(negatives, temperature), excluded((), None, copies=1)
-    everyone = None
-    if gather_distributed:
-        everyone = gathered_batch(q, k, ignore, views=1, reduction=reduction)
-    each = symmetric and reduction == "none"
-    loss = loss_of_rows(
-        q,
-        columns,
-        positive if symmetric else positive[:n],
-        CrossEntropy(largest_logit(temperature)),
-        pairs,
+        r, positive = logit_pairs(query, key, temperature)
+        return loss_of_rows(
+            r[:n],
+            logit_rows(negatives, temperature),
+            positive[:n],
+            loss,
+            excluded((), None, copies=1),
+            two_way=False,
+            dtype=torch.promote_types(query.dtype, key.dtype),
+            reduction=reduction,
+            weight=weight,
+        )
+    found = loss_of_pairs(
+        query,
+        key,
+        temperature,
+        loss,
+        joined=False,
         two_way=symmetric,
-        dtype=torch.promote_types(query.dtype, key.dtype),
         reduction=reduction,
+        ignore=ignore,
         weight=weight,
-        everyone=everyone,
+        gather_distributed=gather_distributed,
     )
-    if each:
-        return loss.view(2, n).mean(0)
-    return loss / 2 if symmetric and reduction == "sum" else loss
+    if symmetric and reduction == "none":
+        return found.view(2, n).mean(0)
+    return found / 2 if symmetric and reduction == "sum" else found
 
 
 def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:

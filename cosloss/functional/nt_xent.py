@@ -1,6 +1,5 @@
 """In-batch contrastive losses: called as loss(z1, z2), row i of each a view of the same item."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,13 +10,7 @@ from cosloss.functional._checks import (
     check_views,
     check_weight,
 )
-from cosloss.functional._in_batch import (
-    excluded,
-    gathered_batch,
-    largest_logit,
-    logit_pairs,
-    loss_of_rows,
-)
+from cosloss.functional._in_batch import largest_logit, loss_of_pairs
 from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 
 
@@ -61,6 +54,7 @@ def nt_xent_loss(
             reduction is invalid.
 
     Example:
+        >>> import torch
         >>> z = torch.eye(2)
         >>> nt_xent_loss(z, z, temperature=1.0)
         tensor(0.5514)
@@ -74,20 +68,16 @@ def nt_xent_loss(
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    r, positive = logit_pairs(z1, z2, temperature)
-    everyone = None
-    if gather_distributed:
-        everyone = gathered_batch(r, None, ignore, views=2, reduction=reduction)
     loss = Contrast if decoupled else CrossEntropy
-    return loss_of_rows(
-        r,
-        None,
-        positive,
+    return loss_of_pairs(
+        z1,
+        z2,
+        temperature,
         loss(largest_logit(temperature)),
-        excluded((0, n, -n), ignore, copies=2),
+        joined=True,
         two_way=True,
-        dtype=torch.promote_types(z1.dtype, z2.dtype),
         reduction=reduction,
+        ignore=ignore,
         weight=weight,
-        everyone=everyone,
+        gather_distributed=gather_distributed,
     )

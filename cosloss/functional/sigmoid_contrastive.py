@@ -1,6 +1,5 @@
 """The pairwise sigmoid loss: every pair of the batch classified on its own."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from cosloss.functional._checks import (
     check_views,
     check_weight,
 )
-from cosloss.functional._in_batch import excluded, gathered_batch, logit_pairs, loss_of_rows
+from cosloss.functional._in_batch import loss_of_pairs
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 
 
@@ -55,6 +54,7 @@ def sigmoid_contrastive_loss(
             reduction is invalid.
 
     Example:
+        >>> import torch
         >>> z = torch.eye(2)
         >>> sigmoid_contrastive_loss(z, z, temperature=0.1, bias=-10.0)
         tensor(0.6932)
@@ -68,22 +68,16 @@ def sigmoid_contrastive_loss(
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    both, positive = logit_pairs(z1, z2, temperature)
-    r, c = both.split(n)
-    offset = bias.to(r.dtype) if isinstance(bias, Tensor) else r.new_tensor(bias)
-    everyone = None
-    if gather_distributed:
-        everyone = gathered_batch(r, c, ignore, views=1, reduction=reduction)
-    return loss_of_rows(
-        r,
-        c,
-        positive[:n] + offset,
+    return loss_of_pairs(
+        z1,
+        z2,
+        temperature,
         SigmoidContrast(),
-        excluded((0,), ignore, copies=1),
+        joined=False,
         two_way=False,
-        dtype=torch.promote_types(z1.dtype, z2.dtype),
         reduction=reduction,
+        ignore=ignore,
         weight=weight,
-        bias=offset,
-        everyone=everyone,
+        gather_distributed=gather_distributed,
+        bias=bias,
     )

@@ -6,7 +6,7 @@ CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -54,15 +54,23 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     float64, in which the other dtypes are judged, are eager's.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    return _triton() if wants_triton(*given) and _plain(given) else eager
+    plain = not torch.is_grad_enabled() and _plain(given)
+    return _triton() if plain and wants_triton(*given) else eager
 
 
 def in_batch(*tensors: Tensor | None) -> ModuleType:
     """The engine of the in-batch losses for these tensors."""
     given = [tensor for tensor in tensors if tensor is not None]
-    if given[0].dtype == torch.float32 and wants_native(*given):
+    if given[0].dtype in (torch.float32, torch.bfloat16) and wants_native(*given):
         return native.in_batch
     return backend(*given).in_batch
+
+
+def unit_rows(*tensors: Tensor) -> ModuleType | None:
+    """The kernels that scale rows to one length for these tensors, or None where eager's do."""
+    if all(tensor.dtype == torch.float32 for tensor in tensors) and wants_native(*tensors):
+        return native.unit_rows
+    return _triton().unit_rows if wants_triton(*tensors) and _plain(tensors) else None
 
 
 def wants_native(*tensors: Tensor) -> bool:
@@ -100,10 +108,9 @@ def _in_memory(x: Tensor) -> bool:
     )
 
 
-def _plain(tensors: list[Tensor]) -> bool:
+def _plain(tensors: Sequence[Tensor]) -> bool:
     return (
-        not torch.is_grad_enabled()
-        and forward_ad._current_level < 0
+        forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
         and all(
             type(tensor) in (Tensor, torch.nn.Parameter)

@@ -31,11 +31,12 @@ def _generic(inputs: Inputs, *keywords: dict[str, Any]) -> Callable[[], Iterator
 
 
 def _hard(
-    inputs: Inputs, keywords: Callable[[int], dict[str, Any]]
+    inputs: Inputs, *keywords: Callable[[int], dict[str, Any]]
 ) -> Callable[[torch.dtype], Iterator[Sample]]:
     def samples(dtype: torch.dtype) -> Iterator[Sample]:
         for name, (x1, x2) in hard_pairs(dtype):
-            yield Sample(name, inputs(x1, x2), keywords(x1.shape[0]))
+            for arguments in keywords:
+                yield Sample(name, inputs(x1, x2), arguments(x1.shape[0]))
 
     return samples
 
@@ -49,6 +50,10 @@ def _views_and_temperature(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
 
 
 def _query_and_key(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"query": x1, "key": x2}
+
+
+def _query_key_and_temperature(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     return {"query": x1, "key": x2, "temperature": TEMPERATURE}
 
 
@@ -58,6 +63,10 @@ def _query_key_and_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
 
 def _rows(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     return {"z": x1 + 0 * x2, "temperature": TEMPERATURE}
+
+
+def _views_and_bias(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    return {"z1": x1, "z2": x2, "bias": BIAS}
 
 
 def _views_temperature_and_bias(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
@@ -76,7 +85,7 @@ OPS = (
             {"temperature": 0.02},
             {"ignore": GROUPS, "weight": WEIGHT},
         ),
-        _hard(_views, lambda rows: {"reduction": "none"}),
+        _hard(_views, lambda rows: {"reduction": "none"}, lambda rows: {"temperature": 0.3}),
     ),
     Op(
         "nt_xent_loss, learnable temperature",
@@ -103,11 +112,26 @@ OPS = (
         reference.info_nce_loss,
         _generic(
             _query_and_key,
+            {"temperature": 0.2},
+            {"symmetric": True, "reduction": "sum", "ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(
+            _query_and_key,
+            lambda rows: {"temperature": 0.3},
+            lambda rows: {"temperature": 0.3, "symmetric": True},
+        ),
+    ),
+    Op(
+        "info_nce_loss, learnable temperature",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_key_and_temperature,
             {"reduction": "none"},
             {"symmetric": True, "reduction": "none"},
             {"symmetric": True, "reduction": "sum", "ignore": GROUPS, "weight": WEIGHT},
         ),
-        _hard(_query_and_key, lambda rows: {"symmetric": True, "reduction": "none"}),
+        _hard(_query_key_and_temperature, lambda rows: {"symmetric": True, "reduction": "none"}),
     ),
     Op(
         "info_nce_loss, with negatives",
@@ -129,6 +153,13 @@ OPS = (
     ),
     Op(
         "sigmoid_contrastive_loss",
+        functional.sigmoid_contrastive_loss,
+        reference.sigmoid_contrastive_loss,
+        _generic(_views_and_bias, {"temperature": 0.2, "ignore": GROUPS, "weight": WEIGHT}),
+        _hard(_views_and_bias, lambda rows: {"temperature": 0.3}),
+    ),
+    Op(
+        "sigmoid_contrastive_loss, learnable temperature",
         functional.sigmoid_contrastive_loss,
         reference.sigmoid_contrastive_loss,
         _generic(

@@ -29,7 +29,10 @@ _ARGUMENTS = {
     "pairwise_add_mirrored": (_POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
     # unit_rows.cpp
     "unit_rows_forward": (*2 * (_POINTER, _SIZE), _SIZE, _SIZE, _REAL, _REAL, *3 * (_POINTER,)),
-    "unit_rows_backward": (*4 * (_POINTER,), _SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
+    "unit_rows_backward": (
+        *(*3 * (_POINTER,), *2 * (_POINTER, _SIZE), _POINTER),
+        *(_SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
+    ),
     # in_batch.cpp
     "in_batch_exp": (_POINTER,),
     "in_batch_softplus": (_POINTER,),

@@ -85,7 +85,8 @@ def _symmetric_gradient(grad: Tensor, rows: Rows) -> Tensor:
 
 
 def _through(grad_unit: Tensor, rows: Rows, eps: float) -> Tensor:
-    (found,) = unit_rows.backward(grad_unit, None, rows.unit, rows.norm, [True], eps)
+    # of x itself only its direction counts
+    (found,) = unit_rows.backward([grad_unit], None, [rows.unit], rows.norm, [True], eps)
     assert found is not None
     return found
 

@@ -53,55 +53,64 @@ bool forward(const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t
 //
 //     (h - <h, u> u [norm > eps]) scale / norm,    h += grad_product r_pair.
 //
-// h may be missing.
+// h may be missing, and pair, the other view's row, of length pair_norm.
 template <typename T>
-void through(const T* h, double grad_product, const T* pair, const T* r, double norm, int64_t d,
-             double eps, double scale, T* grad_x) {
+void through(const T* h, double grad_product, const T* pair, double pair_norm, const T* x,
+             double norm, int64_t d, double eps, double scale, T* grad_x) {
   if (norm == 0) {
     std::fill(grad_x, grad_x + d, T(0));
     return;
   }
+  const double pull = pair && pair_norm != 0 ? grad_product * scale / pair_norm : 0;
+  if (pair) {
 #pragma omp simd
-  for (int64_t k = 0; k < d; k++)
-    grad_x[k] = (h ? h[k] : T(0)) + (pair ? T(grad_product * pair[k]) : T(0));
+    for (int64_t k = 0; k < d; k++) grad_x[k] = T((h ? double(h[k]) : 0) + pull * pair[k]);
+  } else {
+#pragma omp simd
+    for (int64_t k = 0; k < d; k++) grad_x[k] = h ? h[k] : T(0);
+  }
   const bool free = norm > eps;
-  const double along = free ? dot(grad_x, r, d) / dot(r, r, d) : 0;
+  const double along = free ? dot(grad_x, x, d) / dot(x, x, d) : 0;
   // in one dimension nothing but rounding is left of a free row's gradient
   const double factor = free && d == 1 ? 0 : scale / norm;
 #pragma omp simd
-  for (int64_t k = 0; k < d; k++) grad_x[k] = T((grad_x[k] - along * r[k]) * factor);
+  for (int64_t k = 0; k < d; k++) grad_x[k] = T((grad_x[k] - along * x[k]) * factor);
 }
 
 // The gradients on the views that are asked for; those on r and on the products may be missing.
 template <typename T>
-void backward(const T* grad_r, const T* grad_products, const T* r, const double* norm, int64_t n,
+void backward(const T* grad_r1, const T* grad_r2, const T* grad_products, const T* x1,
+              int64_t stride1, const T* x2, int64_t stride2, const double* norm, int64_t n,
               int64_t d, double eps, double scale, T* grad_x1, T* grad_x2) {
 #pragma omp parallel for schedule(static) if (n * d > PARALLEL_ELEMENTS)
   for (int64_t i = 0; i < n; i++) {
-    for (int view = 0; view < 2; view++) {
-      T* grad_x = view ? grad_x2 : grad_x1;
-      if (!grad_x) continue;
-      const int64_t own = i + view * n, other = i + (1 - view) * n;
-      const T* pair = grad_products ? r + other * d : nullptr;
-      const double g = grad_products ? double(grad_products[own]) + grad_products[other] : 0;
-      through(grad_r ? grad_r + own * d : nullptr, g, pair, r + own * d, norm[own], d, eps, scale,
-              grad_x + i * d);
+    const T *first = x1 + i * stride1, *second = grad_products ? x2 + i * stride2 : nullptr;
+    const double g = grad_products ? double(grad_products[i]) + grad_products[i + n] : 0;
+    if (grad_x1) {
+      through(grad_r1 ? grad_r1 + i * d : nullptr, g, second, second ? norm[i + n] : 0, first,
+              norm[i], d, eps, scale, grad_x1 + i * d);
+    }
+    if (grad_x2) {
+      through(grad_r2 ? grad_r2 + i * d : nullptr, g, grad_products ? first : nullptr, norm[i],
+              x2 + i * stride2, norm[i + n], d, eps, scale, grad_x2 + i * d);
     }
   }
 }
 
 }  // namespace
 
-#define UNIT_ROWS(T, NAME)                                                                        \
-  extern "C" int64_t unit_rows_forward_##NAME(const T* x1, int64_t stride1, const T* x2,          \
-                                              int64_t stride2, int64_t n, int64_t d, double eps,  \
-                                              double scale, T* r, double* norm, T* products) {    \
-    return forward(x1, stride1, x2, stride2, n, d, eps, scale, r, norm, products);                \
-  }                                                                                               \
-  extern "C" void unit_rows_backward_##NAME(const T* grad_r, const T* grad_products, const T* r,  \
-                                            const double* norm, int64_t n, int64_t d, double eps, \
-                                            double scale, T* grad_x1, T* grad_x2) {               \
-    backward(grad_r, grad_products, r, norm, n, d, eps, scale, grad_x1, grad_x2);                 \
+#define UNIT_ROWS(T, NAME)                                                                       \
+  extern "C" int64_t unit_rows_forward_##NAME(const T* x1, int64_t stride1, const T* x2,         \
+                                              int64_t stride2, int64_t n, int64_t d, double eps, \
+                                              double scale, T* r, double* norm, T* products) {   \
+    return forward(x1, stride1, x2, stride2, n, d, eps, scale, r, norm, products);               \
+  }                                                                                              \
+  extern "C" void unit_rows_backward_##NAME(                                                     \
+      const T* grad_r1, const T* grad_r2, const T* grad_products, const T* x1, int64_t stride1,  \
+      const T* x2, int64_t stride2, const double* norm, int64_t n, int64_t d, double eps,        \
+      double scale, T* grad_x1, T* grad_x2) {                                                    \
+    backward(grad_r1, grad_r2, grad_products, x1, stride1, x2, stride2, norm, n, d, eps, scale,  \
+             grad_x1, grad_x2);                                                                  \
   }
 
 UNIT_ROWS(float, float32)

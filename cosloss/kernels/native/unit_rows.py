@@ -13,45 +13,61 @@ from cosloss.kernels.native.library import function
 
 
 def forward(
-    views: Sequence[Tensor], eps: float = 0.0, scale: float = 1.0
+    views: Sequence[Tensor],
+    eps: float = 0.0,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """r = scale x / norm of the views' rows, their norms, and <r_i, r_pair(i)> of two views' rows.
 
+    dtype: r's, to which it is rounded; None for the views'.
+
     None if the squares of float64 rows leave float64's range, or are not numbers.
     """
-    n, d = views[0].shape
+    views, (n, d) = _adjacent(views), views[0].shape
     r = views[0].new_empty(len(views) * n, d)
     norm = r.new_empty(r.shape[0], dtype=torch.float64)
     products = r.new_empty(r.shape[0]) if len(views) == 2 else None
-    views = [x if x.stride(1) == 1 else x.contiguous() for x in views]
-    where = [(x.data_ptr(), x.stride(0)) for x in views]
-    first, second = where if len(where) == 2 else (where[0], (None, 0))
     in_range = function("unit_rows_forward", r.dtype)(
-        *(*first, *second, n, d, eps, scale), *(_at(r), _at(norm), _at(products))
+        *(*_where(views), n, d, eps, scale), *(_at(r), _at(norm), _at(products))
     )
-    return (r, norm, products) if in_range else None
+    return (r if dtype is None else r.to(dtype), norm, products) if in_range else None
 
 
 def backward(
-    grad_r: Tensor | None,
+    grads: Sequence[Tensor | None],
     grad_products: Tensor | None,
-    r: Tensor,
+    views: Sequence[Tensor],
     norm: Tensor,
     needs: Sequence[bool],
     eps: float = 0.0,
     scale: float = 1.0,
 ) -> list[Tensor | None]:
-    """The gradient on each view, where needed, from those on r and on the pairs' products."""
-    n, d = r.shape[0] // len(needs), r.shape[1]
-    grad_r = None if grad_r is None else grad_r.contiguous()
+    """The gradients on the views, where needed, from those on their rows of r and on the products.
+
+    grads: one for each view, in its dtype.
+    """
+    views, (n, d) = _adjacent(views), views[0].shape
+    grads = [None if grad is None else grad.contiguous() for grad in grads]
     grad_products = None if grad_products is None else grad_products.contiguous()
-    found = [r.new_empty(n, d) if need else None for need in needs]
-    first, second = (*found, None)[:2]
-    function("unit_rows_backward", r.dtype)(
-        *(_at(grad_r), _at(grad_products), _at(r), _at(norm)),
-        *(n, d, eps, scale, _at(first), _at(second)),
+    found = [x.new_empty(n, d) if need else None for x, need in zip(views, needs, strict=True)]
+    first, second = (*map(_at, grads), None)[:2]
+    function("unit_rows_backward", views[0].dtype)(
+        *(first, second, _at(grad_products), *_where(views), _at(norm)),
+        *(n, d, eps, scale, *(*map(_at, found), None)[:2]),
     )
     return found
+
+
+def _adjacent(views: Sequence[Tensor]) -> list[Tensor]:
+    """The views, the numbers of a row one after the other."""
+    return [x if x.stride(1) == 1 else x.contiguous() for x in views]
+
+
+def _where(views: Sequence[Tensor]) -> tuple[int | None, ...]:
+    """Of each of two views, the address of its first row and the distance of two rows."""
+    first, second = (*((x.data_ptr(), x.stride(0)) for x in views), (None, 0))[:2]
+    return *first, *second
 
 
 def _at(x: Tensor | None) -> int | None:

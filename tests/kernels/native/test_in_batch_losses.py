@@ -112,6 +112,32 @@ def test_second_derivatives_and_batched_ones(loss):
         torch.testing.assert_close(each, weights[:, None, None] * one, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["first", "second"])
+def test_only_what_needs_a_gradient_gets_one(loss, wanted):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        tensors = [x.to(dtype).requires_grad_(w) for x, w in zip(views(70, 9), wanted, strict=True)]
+        value = loss(*tensors, 0.3).sum()
+        (leaf,) = (x for x in tensors if x.requires_grad)
+        found.append(torch.autograd.grad(value, leaf)[0])
+    torch.testing.assert_close(found[0], found[1].float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "bias alone"])
+def test_a_bias_has_its_gradient(frozen):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        z1, z2 = (x.to(dtype).requires_grad_(not frozen) for x in views(70, 9))
+        bias = torch.tensor(-1.5, dtype=dtype, requires_grad=True)
+        value = 0.37 * functional.sigmoid_contrastive_loss(z1, z2, 0.3, bias)
+        value.backward()
+        found.append([x.grad for x in (z1, z2, bias)])
+    for ours, exact in zip(*found, strict=True):
+        assert (ours is None) == (exact is None)
+        if exact is not None:
+            torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_the_number_of_threads_changes_no_bit(loss):
     before = torch.get_num_threads()
     for count in (70, 150, 330):  # of 64 rows, 3, 5 and 11 blocks of both views
@@ -134,11 +160,12 @@ def test_a_wrong_kernel_is_caught(planted, monkeypatch):
     if planted in ("rows", "products"):
         backward = native_rows.backward
 
-        def off(grad_r, grad_products, *others, **keywords):
-            grads = {"rows": grad_r, "products": grad_products}
-            if grads[planted] is not None:
-                grads[planted] = 1.001 * grads[planted]
-            return backward(*grads.values(), *others, **keywords)
+        def off(grads, grad_products, *others, **keywords):
+            if planted == "rows":
+                grads = [None if grad is None else 1.001 * grad for grad in grads]
+            elif grad_products is not None:
+                grad_products = 1.001 * grad_products
+            return backward(grads, grad_products, *others, **keywords)
 
         monkeypatch.setattr(native_rows, "backward", off)
     elif planted == "take":

@@ -30,7 +30,7 @@ from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.kernels.triton import cosine_similarity, in_batch
+from cosloss.kernels.triton import cosine_similarity, in_batch, unit_rows
 
 SHARED_LIMIT = 227 * 1024  # bytes that one program may have on an H200
 SPILL_LIMIT = 256  # bytes per thread
@@ -132,6 +132,13 @@ def compile_rows(dtype: torch.dtype, columns: int) -> None:
     cosine_similarity.backward(x1[:, 0], x1, x2, 1e-8, (True, True))
 
 
+def compile_unit_rows(dtype: torch.dtype, columns: int) -> None:
+    views = torch.zeros(2, 1000, columns, dtype=dtype).unbind()
+    _, norm, products = unit_rows.forward(views, 3.0, dtype)
+    grads = torch.zeros(2, 1000, columns).unbind()
+    unit_rows.backward(grads, products, views, norm, (True, True), 3.0)
+
+
 def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
     """The engine as a loss of this kind of total uses it."""
     r = c = torch.zeros(ROWS, columns)
@@ -164,6 +171,7 @@ def main() -> int:
     for dtype in dtypes:
         for columns in (128,) if quick else (1, 128, 2048, 10000):
             jobs.append((compile_rows, (dtype, columns)))
+            jobs.append((compile_unit_rows, (dtype, columns)))
         for columns in (128,) if quick else (64, 128, 256, 512, 1024):
             for kind in ("exp",) if quick else ("exp", "logsumexp", "softplus", "hinge"):
                 jobs.append((compile_engine, (dtype, columns, kind)))
