@@ -39,6 +39,8 @@ def in_batch_pairs(
     kernels, views = fused([z1, z2])
     if kernels is None or transformed(bias):
         return None
+    if not torch.is_grad_enabled():  # a Function is not told that nothing will go backward
+        views, bias = [z.detach() for z in views], None if bias is None else bias.detach()
     return InBatchPairs.apply(*views, bias, kernels, scale, weight, matrix, joined)
 
 

@@ -6,6 +6,7 @@ from torch.autograd import forward_ad
 
 from cosloss import functional, reference
 from cosloss.kernels.eager import in_batch, tiles, walk
+from cosloss.kernels.native import in_batch as native
 from cosloss.testing.contrastive import OPS
 
 LABELS = torch.arange(11) % 4
@@ -158,6 +159,17 @@ def test_only_what_needs_a_gradient_gets_one(loss):
         value = loss(functional, *tensors).sum()
         expected = torch.autograd.grad(loss(reference, *tensors).sum(), tensors[wanted])
         torch.testing.assert_close(torch.autograd.grad(value, tensors[wanted]), expected)
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for(loss, monkeypatch):
+    for engine in (in_batch, native):
+        monkeypatch.setattr(engine, "forward_and_backward", None)
+    for dtype in (torch.float32, torch.float64):
+        z1, z2, temperature = leaves(dtype=dtype)
+        for given in ((z1, z2, temperature), (z1, z2, 0.3)):
+            with torch.no_grad():
+                value = loss(functional, *given)
+            torch.testing.assert_close(value, loss(reference, *given).detach())
 
 
 def _fails(monkeypatch, change):
