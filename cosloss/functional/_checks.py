@@ -1,5 +1,7 @@
 """Argument checks and the reduction: each says what was received and what to do."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -41,19 +43,28 @@ def check_views(z1: Tensor, z2: Tensor) -> None:
     check_pairs(z1=z1, z2=z2)
 
 
+def check_number(**numbers: float | Tensor) -> None:
+    """Raise unless these are numbers or 0-d tensors."""
+    for name, number in numbers.items():
+        if isinstance(number, Tensor):
+            if number.ndim != 0:
+                raise ValueError(
+                    f"{name} must be a number or a 0-d tensor; got shape {tuple(number.shape)}"
+                )
+        elif not isinstance(number, (Real, torch.SymInt, torch.SymFloat)):
+            raise TypeError(f"{name} must be a number or a 0-d tensor; got {type(number).__name__}")
+
+
 def check_temperature(temperature: float | Tensor) -> None:
     """Raise unless temperature is a positive number or a 0-d tensor.
 
     A tensor's sign is looked at only where that does not wait for a device.
     """
-    if isinstance(temperature, Tensor):
-        if temperature.ndim != 0:
-            raise ValueError(
-                "temperature must be a number or a 0-d tensor; "
-                f"got shape {tuple(temperature.shape)}"
-            )
-        if temperature.device.type != "cpu" or transformed(temperature):
-            return
+    check_number(temperature=temperature)
+    if isinstance(temperature, Tensor) and (
+        temperature.device.type != "cpu" or transformed(temperature)
+    ):
+        return
     if not temperature > 0:
         raise ValueError(f"temperature must be positive; got {float(temperature)}")
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cosloss.functional._checks import (
     check_groups,
+    check_number,
     check_reduction,
     check_temperature,
     check_views,
@@ -49,9 +50,9 @@ def sigmoid_contrastive_loss(
         row that meets it NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch is empty, temperature is not positive, or
-            reduction is invalid.
+        TypeError: an input is not a real floating-point tensor; temperature or bias is no number.
+        ValueError: shapes do not match, the batch is empty, temperature is not positive, bias is
+            not 0-d, or reduction is invalid.
 
     Example:
         >>> import torch
@@ -65,6 +66,7 @@ def sigmoid_contrastive_loss(
     check_reduction(reduction)
     check_views(z1, z2)
     check_temperature(temperature)
+    check_number(bias=bias)
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)

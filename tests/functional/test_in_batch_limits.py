@@ -132,6 +132,10 @@ def test_bad_input_is_named():
         (lambda: functional.nt_xent_loss(z1, z2, -0.1), "must be positive; got -0.1"),
         (lambda: functional.nt_xent_loss(z1, z2, torch.tensor(0.0)), "must be positive; got 0"),
         (lambda: functional.nt_xent_loss(z1, z2, torch.ones(2)), r"0-d tensor; got shape \(2,\)"),
+        (
+            lambda: functional.sigmoid_contrastive_loss(z1, z2, 0.1, torch.zeros(4)),
+            r"bias must be a number or a 0-d tensor; got shape \(4,\)",
+        ),
         (lambda: functional.nt_xent_loss(z1[:0], z2[:0]), "empty batch"),
         (lambda: functional.nt_xent_loss(z1, z2, reduction="max"), "none, mean, sum; got 'max'"),
         (lambda: functional.nt_xent_loss(z1, z2, ignore=torch.arange(3)), r"shape \(4,\)"),
@@ -154,8 +158,16 @@ def test_bad_input_is_named():
     for call, message in bad:
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(TypeError, match="floating-point"):
-        functional.nt_xent_loss(z1.long(), z2)
+    for call, message in (
+        (lambda: functional.nt_xent_loss(z1.long(), z2), "floating-point"),
+        (
+            lambda: functional.info_nce_loss(z1, z2, "0.1"),
+            "temperature must be a number .* got str",
+        ),
+        (lambda: functional.sigmoid_contrastive_loss(z1, z2, 0.1, None), "bias .* got NoneType"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 @pytest.mark.parametrize(
