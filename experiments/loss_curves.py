@@ -28,7 +28,8 @@ class MoveOneWeight(L.Callback):
     """The control: the encoder's first weight starts at the next float32."""
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        weight = next(module.encoder.parameters()).data.view(-1)[0]
+        weights = next(module.encoder.parameters()).data
+        weight = weights[(0,) * weights.ndim]  # whatever their layout in memory
         weight.copy_(torch.nextafter(weight, torch.tensor(torch.inf)))
 
 
