@@ -6,6 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cosloss.notices import warn_once
+
+DRIFTED = (
+    "gather_distributed: {name} differs between the processes ({values}), so that each of them "
+    "trains on a loss of its own. A learnable one needs its gradient averaged, as DDP does it: "
+    "see docs/many-gpus.md"
+)
+
 
 @dataclass(frozen=True)
 class Peers:
@@ -41,14 +49,26 @@ class Peers:
         return parts[self.rank], torch.cat(parts)
 
 
-def peers(items: int, device: torch.device) -> Peers | None:
-    """The processes that gather, or None where there is only this one."""
+def peers(items: int, device: torch.device, **learnable: float | Tensor) -> Peers | None:
+    """The processes that gather, or None where there is only this one.
+
+    learnable: numbers that must be equal in all processes. Those that are tensors travel with the
+        number of items, whose exchange waits for the device anyway; a warning names one that
+        differs.
+    """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
-    own = torch.tensor([items], device=device)
-    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    _all_gather(counts, own)
-    return Peers(dist.get_rank(), tuple(int(n) for n in counts))
+    own = torch.tensor(items, dtype=torch.float64, device=device)
+    scalars = {name: x.detach().to(own) for name, x in learnable.items() if isinstance(x, Tensor)}
+    own = torch.stack([own, *scalars.values()])
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    _all_gather(parts, own)
+    counts, *columns = zip(*torch.stack(parts).tolist(), strict=True)
+    for name, values in zip(scalars, columns, strict=True):
+        if min(values) < max(values):
+            listed = ", ".join(f"{value:.6g}" for value in values)
+            warn_once(DRIFTED.format(name=name, values=listed))
+    return Peers(dist.get_rank(), tuple(map(int, counts)))
 
 
 def _all_gather(parts: list[Tensor], x: Tensor) -> None:

@@ -3,8 +3,10 @@
 For each op and dtype: the worst error of the value and of the gradients against the float64 twin,
 at generic and at hard inputs, for our op and for torch's own function where there is one. A row
 fails when our op errs by more than its twin allows (`cosloss.testing.op`); then the exit status
-is 1. Torch's columns are for comparison, and do not decide. With `--replay FILE`, one failure that
-a callback saved is run again instead.
+is 1. Torch's columns are for comparison, and do not decide. A second section puts every op in
+other people's surroundings (`cosloss.testing.surroundings`): another default device or dtype,
+torch.func, autocast, inference mode, torch.export with a dynamic batch. With `--replay FILE`, one
+failure that a callback saved is run again instead.
 """
 
 import argparse
@@ -15,10 +17,12 @@ from torch import Tensor
 
 from cosloss.replay import replay
 from cosloss.testing import OPS, Errors, Op, Sample, errors
+from cosloss.testing.surroundings import SURROUNDINGS, TOLERANCE, Surrounding
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 COLUMNS = ("op", "dtype", "inputs", "value", "gradient", "budget", "torch", "torch grad", "")
 NAMES = max(len(op.name) for op in OPS)
+SURROUNDING = "{:<16} {:<9} {:>6} {:>9} {:>9}  {}"
 ROW = f"{{:<{NAMES}}} " + "{:<9} {:<8} {:>9} {:>9} {:>9} {:>9} {:>10}  {}"
 
 
@@ -58,6 +62,53 @@ def verify(
     return passed
 
 
+def verify_surroundings(
+    ops: Sequence[Op] = OPS,
+    dtypes: Sequence[str] = ("float64", "float32"),
+    device: str = "cpu",
+    show: Callable[[str], object] = print,
+) -> bool:
+    """Show a line per surrounding and dtype; True if every op is there what it is elsewhere.
+
+    Args:
+        ops: rows of `cosloss.testing.OPS`.
+        dtypes: names of torch dtypes.
+        device: where the ops run.
+        show: receives each line.
+
+    Example:
+        >>> verify_surroundings(OPS[:1], ["float32"], show=lambda line: None)
+        True
+    """
+    show(SURROUNDING.format("surrounding", "dtype", "calls", "change", "budget", ""))
+    passed = True
+    for surrounding in SURROUNDINGS:
+        for name in dtypes:
+            dtype: torch.dtype = getattr(torch, name)
+            budget = TOLERANCE * torch.finfo(dtype).eps
+            worst, calls, failure = 0.0, 0, ""
+            for op in ops:
+                for sample in op.generic():
+                    found, why = _change(surrounding, op, sample, dtype, device)
+                    if not found <= budget and not failure:
+                        failure = f"FAIL: {op.name} at {sample.name!r} {why}".rstrip()
+                    worst, calls = max(worst, found), calls + 1
+            cells = (calls, f"{worst:.1e}", f"{budget:.1e}", failure or "ok")
+            show(SURROUNDING.format(surrounding.__name__, name, *cells))
+            passed &= not failure
+    return passed
+
+
+def _change(
+    surrounding: Surrounding, op: Op, sample: Sample, dtype: torch.dtype, device: str
+) -> tuple[float, str]:
+    """The change of value and gradients there, and the error if there is one."""
+    try:
+        return surrounding(op, sample, dtype, device), ""
+    except Exception as error:  # whatever a surrounding makes of the op is a finding
+        return torch.inf, f"({type(error).__name__}: {str(error).splitlines()[0]})"
+
+
 def _worst(
     function: Callable[..., Tensor],
     op: Op,
@@ -93,9 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.replay:
         return replay(options.replay, options.device)
-    passed = verify(dtypes=options.dtype, device=options.device or "cpu")
-    print("every op is within its budget" if passed else "an op is beyond its budget")
-    return 0 if passed else 1
+    device = options.device or "cpu"
+    within = verify(dtypes=options.dtype, device=device)
+    print("every op is within its budget" if within else "an op is beyond its budget")
+    print()
+    wide = [name for name in options.dtype if name in ("float64", "float32")]
+    same = verify_surroundings(dtypes=wide, device=device)
+    if wide:
+        print("every op is itself in every surrounding" if same else "a surrounding changes an op")
+    return 0 if within and same else 1
 
 
 if __name__ == "__main__":

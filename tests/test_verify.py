@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from cosloss import verify
 from cosloss.testing import OPS
 
@@ -29,6 +31,24 @@ def test_a_wrong_op_fails_with_its_sample_named():
 
 
 def test_exit_status(monkeypatch):
-    monkeypatch.setattr(verify, "verify", lambda **options: options["dtypes"] == ["float32"])
+    monkeypatch.setattr(verify, "verify", lambda **options: options["dtypes"] != ["float64"])
+    monkeypatch.setattr(verify, "verify_surroundings", lambda **options: same)
+    same = True
     assert verify.main(["--dtype", "float32"]) == 0
     assert verify.main(["--dtype", "float64"]) == 1
+    same = False
+    assert verify.main(["--dtype", "float32"]) == 1
+
+
+def test_a_surrounding_that_changes_an_op_fails_with_both_named():
+    def default_dtype(x1, x2):
+        return SIMILARITY.function(x1, x2) * torch.tensor(1 / 3)
+
+    lines = []
+    generic = [*SIMILARITY.generic()][:1]
+    planted = replace(SIMILARITY, function=default_dtype, generic=lambda: generic)
+    assert not verify.verify_surroundings([planted], ["float64"], show=lines.append)
+    (failed,) = (line for line in lines if "FAIL" in line and line.startswith("default_dtype"))
+    assert "FAIL: cosine_similarity at 'generic'" in failed
+    (failed,) = (line for line in lines if line.startswith("default_device"))
+    assert "RuntimeError" in failed

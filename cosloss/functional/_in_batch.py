@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from cosloss.distributed import peers as find_peers
+from cosloss.functional._checks import as_number, refuse_tracing
 from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
+from cosloss.modes import autocast_dtype, differentiates_itself, readable
+from cosloss.notices import warn_once
 from cosloss.ops import in_batch, in_batch_pairs, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
-from cosloss.ops.transformed import transformed
 
 
 def logit_rows(z: Tensor, temperature: float | Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def logit_pairs(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Te
 def largest_logit(temperature: float | Tensor) -> float:
     """A bound on |similarity / temperature|, as far as it is known without waiting for a device."""
     if isinstance(temperature, Tensor):
-        if temperature.device.type != "cpu" or transformed(temperature):
+        if not readable(temperature):
             return torch.inf
         temperature = float(temperature.detach())
     return 1.001 / temperature
@@ -49,15 +51,26 @@ def excluded(diagonals: tuple[int, ...], ignore: Tensor | None, copies: int) -> 
 
 
 def gathered_batch(
-    r: Tensor, c: Tensor | None, ignore: Tensor | None, *, views: int, reduction: str
+    r: Tensor,
+    c: Tensor | None,
+    ignore: Tensor | None,
+    *,
+    views: int,
+    reduction: str,
+    **scalars: float | Tensor,
 ) -> Everyone | None:
     """The rows and columns of all processes, or None where there is only this one.
 
     views: rows of r per item. The embeddings of both sides travel in one collective.
+    scalars: the loss's temperature and bias, which must be equal in all processes.
     """
-    peers = find_peers(r.shape[0] // views, r.device)
+    peers = find_peers(r.shape[0] // views, r.device, **scalars)
     if peers is None:
         return None
+    if differentiates_itself(r, c, ignore):
+        raise RuntimeError(
+            "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
+        )
     if reduction == "none":
         raise ValueError(
             "gather_distributed gives one number, the joined batch's: reduction must "
@@ -72,6 +85,21 @@ def gathered_batch(
         own = ignore.repeat(views)
         all_groups = peers.gather(own)
     return Everyone(peers, rows[:, : r.shape[1]], columns, own, all_groups)
+
+
+def warn_without_negatives(items: int, ignore: Tensor | None, everyone: Everyone | None) -> None:
+    """Warn once of a batch in which no row has a negative: its loss is 0, and so is its gradient.
+
+    That is seen from a batch of one, and from the groups where no device has to be waited for.
+    """
+    if everyone is not None:
+        items, ignore = sum(everyone.peers.items), None
+    if torch.compiler.is_compiling():  # it would become a guard on the batch's size
+        return
+    if items == 1:
+        warn_once("a batch of one item has no negatives: its contrastive loss is 0, not a success")
+    elif ignore is not None and readable(ignore) and bool((ignore == ignore[0]).all()):
+        warn_once("all items are of one group in ignore: without negatives the loss is 0")
 
 
 def loss_of_pairs(
@@ -92,25 +120,34 @@ def loss_of_pairs(
 
     joined: whether all rows of both are compared with all, or z1's rows with z2's.
     """
+    refuse_tracing()
     dtype = torch.promote_types(z1.dtype, z2.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     z1, z2, n = z1.to(dtype), z2.to(dtype), z1.shape[0]
+    temperature = as_number(temperature, dtype)
     if bias is not None:
+        bias = as_number(bias, dtype)
         bias = bias.to(wide) if isinstance(bias, Tensor) else z1.new_tensor(bias, dtype=wide)
     pairs = excluded((0, n, -n), ignore, copies=2) if joined else excluded((0,), ignore, copies=1)
     losses = 2 * n if two_way else n
     shares = _shares(weight, losses, wide, reduction)
+    if bias is None and not gather_distributed:  # a pair's sigmoid loss needs no negative
+        warn_without_negatives(n, ignore, None)
     if shares is not None and not gather_distributed and not isinstance(temperature, Tensor):
         matrix = Matrix(loss, pairs, two_way, _product_dtype(z1, dtype))
         found = in_batch_pairs(z1, z2, temperature**-0.5, shares, bias, matrix, joined)
         if found is not None:
             return found.to(_out_dtype(z1, dtype))
     both, positive = logit_pairs(z1, z2, temperature)
-    r, c = (both, None) if joined else both.split(n)
+    r, c = (both, None) if joined else (both[:n], both[n:])
     positive = positive[:losses]
     everyone = None
     if gather_distributed:
-        everyone = gathered_batch(r, c, ignore, views=2 if joined else 1, reduction=reduction)
+        scalars = {"temperature": temperature} | ({} if bias is None else {"bias": bias})
+        views = 2 if joined else 1
+        everyone = gathered_batch(r, c, ignore, views=views, reduction=reduction, **scalars)
+        if bias is None:
+            warn_without_negatives(n, ignore, everyone)
     return loss_of_rows(
         r,
         c,
@@ -146,6 +183,7 @@ def loss_of_rows(
     weight: one per item; the items repeat along the losses.
     positives: where the positive is the mean of several.
     """
+    refuse_tracing()
     matrix = Matrix(loss, pairs, two_way, _product_dtype(r, dtype), positives)
     rows = positive.shape[0]
     dtype = _out_dtype(r, dtype)
@@ -183,15 +221,15 @@ def _each(weight: Tensor, losses: int, dtype: torch.dtype) -> Tensor:
 def _out_dtype(z: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The loss's, of embeddings in `dtype`: float32 under autocast."""
     wide = torch.promote_types(dtype, torch.float32)
-    return wide if torch.is_autocast_enabled(z.device.type) else dtype
+    return dtype if autocast_dtype(z) is None else wide
 
 
 def _product_dtype(z: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the matrix products for unit rows of inputs in `dtype`, on z's device."""
-    kind = z.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        if dtype is torch.bfloat16:
+    autocast = autocast_dtype(z)
+    if autocast is not None and dtype != torch.float64:  # which torch.autocast leaves alone
+        dtype = autocast
+        if dtype == torch.bfloat16:
             return dtype
     if dtype in (torch.bfloat16, torch.float16) and wants_triton(z):
         return dtype  # its logits and weights are in float32 all the same

@@ -7,11 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosloss.functional._checks import (
+    check_eps,
     check_floating,
+    check_margin,
     check_reduction,
+    check_tensor,
     reduce,
 )
 from cosloss.functional.in_batch_cosine import in_batch_cosine_embedding_loss
+from cosloss.modes import autocast_dtype, readable, without_autocast
 from cosloss.ops import (
     cosine_distance,
 )
@@ -109,7 +113,7 @@ def pairwise_cosine_similarity(
             f"got {tuple(x1.shape)} and {tuple(other.shape)}"
         )
     # autocast would round the unit rows, and the products, to half precision
-    with torch.autocast(x1.device.type, enabled=False):
+    with without_autocast(x1):
         return pairwise(x1, x2, eps)
 
 
@@ -160,14 +164,14 @@ def cosine_embedding_loss(
     Source: torch.nn.functional.cosine_embedding_loss.
     """
     check_reduction(reduction)
-    if not -1 <= margin <= 1:
-        raise ValueError(f"margin must be in [-1, 1]; got {margin}")
+    check_margin(margin)
     if target is None:
         if weight is not None:
             raise ValueError("weight needs a target: the in-batch form takes none")
         return in_batch_cosine_embedding_loss(input1, input2, margin, reduction)
 
     check_floating(input1=input1, input2=input2)
+    check_tensor(target=target, **({} if weight is None else {"weight": weight}))
     if target.is_complex():
         raise TypeError(f"target must be real; got {target.dtype}")
     input1, input2 = map(_autocast, _promoted(0.0, input1=input1, input2=input2))
@@ -177,7 +181,7 @@ def cosine_embedding_loss(
     positive, negative = target == 1, target == -1
     distance = cosine_distance(input1, input2, EMBEDDING_LOSS_EPS)
     loss = torch.where(positive, distance, torch.relu((1 - margin) - distance))
-    if _can_wait(target):
+    if readable(target):
         _check_target(target, positive | negative)
     else:
         loss = loss * torch.where(positive | negative, 1.0, torch.nan).to(loss.dtype)
@@ -188,8 +192,7 @@ def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
-    if not eps >= 0:
-        raise RuntimeError(f"eps must be non-negative; got {eps}")
+    check_eps(eps)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     dtype = reduce_with(torch.promote_types, dtypes)
     if not dtype.is_floating_point:
@@ -214,7 +217,7 @@ def _last(x: Tensor, dim: int) -> Tensor:
 def _autocast(x: Tensor) -> Tensor:
     # torch.autocast runs these functions in float32
     narrow = torch.finfo(x.dtype).bits < 32
-    return x.float() if narrow and torch.is_autocast_enabled(x.device.type) else x
+    return x.float() if narrow and autocast_dtype(x) is not None else x
 
 
 def _check_pairs(input1: Tensor, reduction: str, **labels: Tensor | None) -> None:
@@ -226,22 +229,13 @@ def _check_pairs(input1: Tensor, reduction: str, **labels: Tensor | None) -> Non
                 f"{name} must broadcast to the inputs' shape without the last dimension, "
                 f"{tuple(pairs)}; got {tuple(label.shape)}"
             )
-    if reduction == "mean" and pairs.numel() == 0:
+    if reduction == "mean" and 0 in pairs:
         raise ValueError("the mean of an empty batch is undefined; got no pairs")
 
 
 def _expands(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(
         have in (1, want) for have, want in zip(reversed(shape), reversed(to), strict=False)
-    )
-
-
-def _can_wait(target: Tensor) -> bool:
-    return (
-        target.device.type == "cpu"
-        and type(target) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(target)
     )
 
 

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from cosloss.functional._checks import (
     check_groups,
+    check_margin,
+    check_negative_weight,
     check_reduction,
     check_views,
     check_weight,
@@ -13,9 +15,9 @@ from cosloss.functional._checks import (
 )
 from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows
 from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
+from cosloss.modes import differentiates_itself
 from cosloss.ops import unit_rows
 from cosloss.ops.gathered import Everyone
-from cosloss.ops.transformed import transformed
 
 
 def in_batch_cosine_embedding_loss(
@@ -66,10 +68,8 @@ def in_batch_cosine_embedding_loss(
     Source: torch.nn.functional.cosine_embedding_loss, over all pairs of a batch.
     """
     check_reduction(reduction)
-    if not -1 <= margin <= 1:
-        raise ValueError(f"margin must be in [-1, 1]; got {margin}")
-    if not negative_weight > 0:
-        raise ValueError(f"negative_weight must be positive; got {negative_weight}")
+    check_margin(margin)
+    check_negative_weight(negative_weight)
     check_views(z1, z2)
     n = z1.shape[0]
     check_groups(ignore, n)
@@ -110,7 +110,7 @@ def _negatives(n: int, ignore: Tensor | None, everyone: Everyone | None) -> int 
         return (everyone.groups.shape[0] - same).clamp_min(1)
     if ignore is None:
         return max(2 * n - 2, 1)
-    if transformed(ignore):
+    if differentiates_itself(ignore):
         same = (ignore == ignore[:, None]).sum(1)
     else:
         _, group, sizes = ignore.unique(return_inverse=True, return_counts=True)

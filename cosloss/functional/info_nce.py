@@ -5,6 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.functional._checks import (
+    as_number,
+    check_flags,
     check_floating,
     check_groups,
     check_pairs,
@@ -45,7 +47,7 @@ def info_nce_loss(
     Args:
         query: (N, D), floating point; rows need not be normalised.
         key: (N, D), row i the positive of query i.
-        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        temperature: positive; a number or a tensor of one, which may require a gradient.
         negatives: (K, D), K >= 1: the negatives of every query, in place of the other keys.
         symmetric: average with the loss of finding the query of a key (CLIP).
         reduction: "none" gives (N,); "sum" and "mean" are over those.
@@ -78,12 +80,14 @@ def info_nce_loss(
     check_reduction(reduction)
     check_pairs(query=query, key=key)
     check_temperature(temperature)
+    check_flags(symmetric=symmetric)
     n = query.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
     loss = CrossEntropy(largest_logit(temperature))
     if negatives is not None:
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
+        temperature = as_number(temperature, torch.promote_types(query.dtype, key.dtype))
         r, positive = logit_pairs(query, key, temperature)
         return loss_of_rows(
             r[:n],

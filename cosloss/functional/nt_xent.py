@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.functional._checks import (
+    check_flags,
     check_groups,
     check_reduction,
     check_temperature,
@@ -34,7 +35,7 @@ def nt_xent_loss(
     Args:
         z1: (N, D), floating point; rows need not be normalised.
         z2: (N, D), row i a second view of row i of z1.
-        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        temperature: positive; a number or a tensor of one, which may require a gradient.
         reduction: "none" gives (2N,), z1's rows first; "sum" and "mean" are over those.
         decoupled: leave the positive out of the sum (DCL).
         ignore: (N,), one group id per item; items of the same group are not negatives.
@@ -65,6 +66,7 @@ def nt_xent_loss(
     check_reduction(reduction)
     check_views(z1, z2)
     check_temperature(temperature)
+    check_flags(decoupled=decoupled)
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)

@@ -35,8 +35,8 @@ def sigmoid_contrastive_loss(
     Args:
         z1: (N, D), floating point; rows need not be normalised.
         z2: (N, D), row i the other view of row i of z1.
-        temperature: positive; a number or a 0-d tensor, which may require a gradient.
-        bias: a number or a 0-d tensor, which may require a gradient.
+        temperature: positive; a number or a tensor of one, which may require a gradient.
+        bias: a number or a tensor of one, which may require a gradient.
         reduction: "none" gives (N,), one sum for each row of z1; "sum" and "mean" are over those.
         ignore: (N,), one group id per item; items of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.

@@ -1,21 +1,25 @@
 """Supervised contrastive loss: all rows of a row's class are its positives."""
 
-import torch  # noqa: F401  (the doctest's)
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.functional._checks import (
+    as_number,
     check_floating,
     check_groups,
     check_reduction,
+    check_rows,
     check_temperature,
+    check_tensor,
     check_weight,
 )
 from cosloss.functional._in_batch import gathered_batch, largest_logit, logit_rows, loss_of_rows
 from cosloss.kernels.eager.cross_entropy import Contrast
 from cosloss.kernels.eager.tiles import Excluded, Positives
+from cosloss.modes import differentiates_itself, readable
+from cosloss.notices import warn_once
 from cosloss.ops.gathered import Everyone
-from cosloss.ops.transformed import transformed
 
 
 def sup_con_loss(
@@ -37,7 +41,7 @@ def sup_con_loss(
     Args:
         z: (N, D), floating point; rows need not be normalised. Views are rows of their own.
         labels: (N,), the class of each row.
-        temperature: positive; a number or a 0-d tensor, which may require a gradient.
+        temperature: positive; a number or a tensor of one, which may require a gradient.
         reduction: "none" gives (N,); "sum" and "mean" are over the rows that have a positive.
         ignore: (N,), one group id per row; rows of the same group are not negatives. Of one class,
             they are positives all the same.
@@ -66,23 +70,29 @@ def sup_con_loss(
     """
     check_reduction(reduction)
     check_floating(z=z)
+    check_tensor(labels=labels)
     if z.ndim != 2 or z.shape[0] == 0 or labels.shape != z.shape[:1]:
         raise ValueError(
             "z must have shape (N, D) with N >= 1, and labels shape (N,); "
             f"got {tuple(z.shape)} and {tuple(labels.shape)}"
         )
+    check_rows(z=z)
     check_temperature(temperature)
     check_weight(weight, z.shape[0])
     check_groups(ignore, z.shape[0])
     if gather_distributed and ignore is not None:
         raise ValueError("gather_distributed takes no ignore in this loss: leave one of them out")
+    temperature = as_number(temperature, z.dtype)
     r = logit_rows(z, temperature)
     everyone = None
     if gather_distributed:
-        everyone = gathered_batch(r, None, None, views=1, reduction=reduction)
+        everyone = gathered_batch(
+            r, None, None, views=1, reduction=reduction, temperature=temperature
+        )
     if everyone is not None:
         return _across_processes(r, labels, temperature, reduction, weight, everyone).to(z.dtype)
     siblings, count, classes = _class_sums(r, labels)
+    _warn_without_positives(count)
     at_least_one = count.clamp_min(1)
     has_positive = (count > 0).to(r.dtype)
     share = has_positive if weight is None else has_positive * weight
@@ -109,7 +119,8 @@ def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
         >>> rows_without_positive(torch.tensor([0, 0, 1]))
         tensor(1)
     """
-    return (labels.unique(return_counts=True)[1] == 1).sum()
+    with torch.inference_mode(False), torch.no_grad():
+        return (labels.unique(return_counts=True)[1] == 1).sum()
 
 
 def _excluded(classes: Tensor, ignore: Tensor | None) -> Excluded:
@@ -134,6 +145,7 @@ def _across_processes(
     own = slice(first, first + r.shape[0])
     rows = everyone.rows.to(r.dtype)
     siblings, count, classes = _class_sums(rows, all_labels)
+    _warn_without_positives(count)
     at_least_one = count[own].clamp_min(1)
     has_positive = (count > 0).to(r.dtype)
     share = has_positive[own] if weight is None else has_positive[own] * weight
@@ -154,9 +166,14 @@ def _across_processes(
     )
 
 
+def _warn_without_positives(count: Tensor) -> None:
+    if readable(count) and not count.any():
+        warn_once("no two labels of the batch are equal: without positives SupCon's loss is 0")
+
+
 def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each row the sum of its class's other rows, (N, D), their number, and the class's id."""
-    if transformed(r, labels):
+    if differentiates_itself(r, labels):
         # without indices that depend on the labels' values, at the cost of an (N, N) mask
         same = (labels == labels[:, None]).to(r.dtype)
         return same @ r - r, same.sum(1) - 1, labels

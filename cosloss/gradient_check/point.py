@@ -197,7 +197,7 @@ def _split(flat: Tensor, entries: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """A random block of so many entries, with what is before and after it; None for all."""
     if entries is None or entries >= len(flat):
         return flat[:0], flat, flat[:0]
-    start = int(torch.randint(len(flat) - entries + 1, ()))
+    start = int(torch.randint(len(flat) - entries + 1, (), device="cpu"))
     return flat[:start], flat[start : start + entries], flat[start + entries :]
 
 

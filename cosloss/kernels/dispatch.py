@@ -6,7 +6,7 @@ CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -14,8 +14,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from cosloss import modes
 from cosloss.kernels import eager, native
 from cosloss.kernels.native import library
 
@@ -23,15 +23,6 @@ BACKENDS = ("eager", "native", "triton")
 OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat16 products
 
 _forced = os.environ.get("COSLOSS_BACKEND")
-
-
-def _keys(inference: bool) -> int:
-    with torch.inference_mode(inference):
-        return torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
-
-
-# a tensor that is batched, wrapped, negated, sparse, quantised or elsewhere has other dispatch keys
-_KEYS_IN_MEMORY = {_keys(inference=False), _keys(inference=True)}
 
 
 @contextmanager
@@ -54,7 +45,7 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     float64, in which the other dtypes are judged, are eager's.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    plain = not torch.is_grad_enabled() and _plain(given)
+    plain = not torch.is_grad_enabled() and modes.plain(given)
     return _triton() if plain and wants_triton(*given) else eager
 
 
@@ -70,7 +61,7 @@ def unit_rows(*tensors: Tensor) -> ModuleType | None:
     """The kernels that scale rows to one length for these tensors, or None where eager's do."""
     if all(tensor.dtype == torch.float32 for tensor in tensors) and wants_native(*tensors):
         return native.unit_rows
-    return _triton().unit_rows if wants_triton(*tensors) and _plain(tensors) else None
+    return _triton().unit_rows if wants_triton(*tensors) and modes.plain(tensors) else None
 
 
 def wants_native(*tensors: Tensor) -> bool:
@@ -80,9 +71,8 @@ def wants_native(*tensors: Tensor) -> bool:
     return (
         _forced in (None, "native")
         and library.loaded() is not None
-        and forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(map(_in_memory, tensors))
+        and all(x.dtype in library.DTYPES for x in tensors)
+        and modes.in_memory(tensors)
     )
 
 
@@ -98,27 +88,6 @@ def wants_triton(*tensors: Tensor) -> bool:
     else:
         raise ValueError(f"COSLOSS_BACKEND must be one of {', '.join(BACKENDS)}; got {_forced!r}")
     return usable and all(tensor.dtype != torch.float64 for tensor in tensors)
-
-
-def _in_memory(x: Tensor) -> bool:
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.dtype in library.DTYPES
-        and torch._C._dispatch_keys(x).raw_repr() in _KEYS_IN_MEMORY
-    )
-
-
-def _plain(tensors: Sequence[Tensor]) -> bool:
-    return (
-        forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(
-            type(tensor) in (Tensor, torch.nn.Parameter)
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-            for tensor in tensors
-        )
-    )
 
 
 @cache

@@ -1,17 +1,18 @@
 """Modules of the in-batch contrastive losses."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosloss import functional, reference
-from cosloss.losses._temperature import TemperatureLoss
+from cosloss.functional._checks import check_flags
+from cosloss.losses._base import ContrastiveLoss, checked_number
+from cosloss.modes import differentiates_itself
 
 
-class NTXentLoss(TemperatureLoss):
+class NTXentLoss(ContrastiveLoss):
     """NT-Xent, SimCLR's loss: see `cosloss.functional.nt_xent_loss`.
 
     Example:
@@ -19,6 +20,9 @@ class NTXentLoss(TemperatureLoss):
         >>> NTXentLoss(temperature=0.5)(torch.eye(2), torch.eye(2))
         tensor(0.2395)
     """
+
+    function = "nt_xent_loss"
+    hyperparameters = ("temperature", "reduction", "decoupled")
 
     def __init__(
         self,
@@ -28,9 +32,20 @@ class NTXentLoss(TemperatureLoss):
         decoupled: bool = False,
         learnable_temperature: bool = False,
         gather_distributed: bool = False,
+        scalar_parameters: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, gather_distributed)
-        self.reduction = reduction
+        super().__init__(
+            temperature,
+            reduction,
+            learnable_temperature=learnable_temperature,
+            gather_distributed=gather_distributed,
+            scalar_parameters=scalar_parameters,
+            device=device,
+            dtype=dtype,
+        )
+        check_flags(decoupled=decoupled)
         self.decoupled = decoupled
 
     def forward(
@@ -50,23 +65,8 @@ class NTXentLoss(TemperatureLoss):
             gather_distributed=self.gather_distributed,
         )
 
-    def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations, on one process."""
-        return partial(reference.nt_xent_loss, **self._arguments())
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "temperature": self.temperature,
-            "reduction": self.reduction,
-            "decoupled": self.decoupled,
-        }
-
-    def extra_repr(self) -> str:
-        decoupled = ", decoupled=True" if self.decoupled else ""
-        return f"{super().extra_repr()}, reduction={self.reduction!r}{decoupled}"
-
-
-class InfoNCELoss(TemperatureLoss):
+class InfoNCELoss(ContrastiveLoss):
     """InfoNCE, the loss of CLIP and MoCo: see `cosloss.functional.info_nce_loss`.
 
     Example:
@@ -75,18 +75,32 @@ class InfoNCELoss(TemperatureLoss):
         tensor(0.3133)
     """
 
+    function = "info_nce_loss"
+    hyperparameters = ("temperature", "reduction", "symmetric")
+
     def __init__(
         self,
         temperature: float = 0.07,
-        symmetric: bool = False,
         reduction: str = "mean",
         *,
+        symmetric: bool = False,
         learnable_temperature: bool = False,
         gather_distributed: bool = False,
+        scalar_parameters: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, gather_distributed)
+        super().__init__(
+            temperature,
+            reduction,
+            learnable_temperature=learnable_temperature,
+            gather_distributed=gather_distributed,
+            scalar_parameters=scalar_parameters,
+            device=device,
+            dtype=dtype,
+        )
+        check_flags(symmetric=symmetric)
         self.symmetric = symmetric
-        self.reduction = reduction
 
     def forward(
         self,
@@ -118,22 +132,13 @@ class InfoNCELoss(TemperatureLoss):
 
         return twin
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "temperature": self.temperature,
-            "symmetric": self.symmetric,
-            "reduction": self.reduction,
-        }
 
-    def extra_repr(self) -> str:
-        symmetric = ", symmetric=True" if self.symmetric else ""
-        return f"{super().extra_repr()}{symmetric}, reduction={self.reduction!r}"
-
-
-class SupConLoss(TemperatureLoss):
+class SupConLoss(ContrastiveLoss):
     """Supervised contrastive loss: see `cosloss.functional.sup_con_loss`.
 
-    `rows_without_positive` holds, as a tensor, how many rows the latest batch left out.
+    `rows_without_positive` holds, as a tensor, how many rows the latest batch left out; None before
+    the first, and unchanged by a batch whose labels cannot be read (torch.compile, torch.export,
+    torch.func, meta tensors).
 
     Example:
         >>> import torch
@@ -142,7 +147,10 @@ class SupConLoss(TemperatureLoss):
         (tensor(0.6931), tensor(1))
     """
 
-    rows_without_positive: Tensor
+    function = "sup_con_loss"
+    hyperparameters = ("temperature", "reduction")
+
+    rows_without_positive: Tensor | None
 
     def __init__(
         self,
@@ -151,10 +159,20 @@ class SupConLoss(TemperatureLoss):
         *,
         learnable_temperature: bool = False,
         gather_distributed: bool = False,
+        scalar_parameters: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, gather_distributed)
-        self.reduction = reduction
-        self.register_buffer("rows_without_positive", torch.tensor(0), persistent=False)
+        super().__init__(
+            temperature,
+            reduction,
+            learnable_temperature=learnable_temperature,
+            gather_distributed=gather_distributed,
+            scalar_parameters=scalar_parameters,
+            device=device,
+            dtype=dtype,
+        )
+        self.rows_without_positive = None
 
     def forward(
         self,
@@ -172,21 +190,12 @@ class SupConLoss(TemperatureLoss):
             weight=weight,
             gather_distributed=self.gather_distributed,
         )
-        self.rows_without_positive = functional.rows_without_positive(labels)
+        if not differentiates_itself(labels):
+            self.rows_without_positive = functional.rows_without_positive(labels)
         return loss
 
-    def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations, on one process."""
-        return partial(reference.sup_con_loss, **self._arguments())
 
-    def _arguments(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "reduction": self.reduction}
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reduction={self.reduction!r}"
-
-
-class SigmoidContrastiveLoss(TemperatureLoss):
+class SigmoidContrastiveLoss(ContrastiveLoss):
     """SigLIP's pairwise sigmoid loss: see `cosloss.functional.sigmoid_contrastive_loss`.
 
     Temperature and bias are learnable from the paper's initial values, unless told otherwise.
@@ -198,6 +207,11 @@ class SigmoidContrastiveLoss(TemperatureLoss):
         tensor(0.6932)
     """
 
+    function = "sigmoid_contrastive_loss"
+    hyperparameters = ("temperature", "bias", "reduction")
+
+    bias: Any  # a number, or a parameter
+
     def __init__(
         self,
         temperature: float = 0.1,
@@ -207,10 +221,24 @@ class SigmoidContrastiveLoss(TemperatureLoss):
         learnable_temperature: bool = True,
         learnable_bias: bool = True,
         gather_distributed: bool = False,
+        scalar_parameters: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, gather_distributed)
-        self.reduction = reduction
-        self.bias = nn.Parameter(torch.tensor(bias)) if learnable_bias else bias
+        super().__init__(
+            temperature,
+            reduction,
+            learnable_temperature=learnable_temperature,
+            gather_distributed=gather_distributed,
+            scalar_parameters=scalar_parameters,
+            device=device,
+            dtype=dtype,
+        )
+        check_flags(learnable_bias=learnable_bias)
+        number = checked_number("bias", bias)
+        if learnable_bias:
+            self._learn("bias", bias=number)
+        self.bias = number
 
     def forward(
         self,
@@ -228,13 +256,3 @@ class SigmoidContrastiveLoss(TemperatureLoss):
             weight=weight,
             gather_distributed=self.gather_distributed,
         )
-
-    def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations, on one process."""
-        return partial(reference.sigmoid_contrastive_loss, **self._arguments())
-
-    def _arguments(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "bias": self.bias, "reduction": self.reduction}
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bias={float(self.bias):.4g}, reduction={self.reduction!r}"

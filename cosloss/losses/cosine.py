@@ -1,15 +1,22 @@
 """Modules of cosine similarity and the cosine embedding loss."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosloss import functional, reference
+from cosloss.functional._checks import (
+    check_eps,
+    check_flags,
+    check_margin,
+    check_negative_weight,
+    check_reduction,
+)
+from cosloss.losses._base import Loss
 
 
-class CosineSimilarity(nn.Module):
+class CosineSimilarity(Loss):
     """Cosine similarity along `dim`: see `cosloss.functional.cosine_similarity`.
 
     Example:
@@ -18,23 +25,22 @@ class CosineSimilarity(nn.Module):
         tensor([1.])
     """
 
+    function = "cosine_similarity"
+    hyperparameters = ("dim", "eps")
+
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim must be an integer; got {dim!r}")
+        check_eps(eps)
         self.dim = dim
         self.eps = eps
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         return functional.cosine_similarity(x1, x2, self.dim, self.eps)
 
-    def reference(self) -> Callable[..., Tensor]:
-        """This module's twin in plain autograd torch operations."""
-        return partial(reference.cosine_similarity, dim=self.dim, eps=self.eps)
 
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, eps={self.eps}"
-
-
-class CosineEmbeddingLoss(nn.Module):
+class CosineEmbeddingLoss(Loss):
     """Cosine embedding loss: see `cosloss.functional.cosine_embedding_loss`.
 
     `loss(input1, input2, target)` is torch's. `loss(z1, z2)` is the in-batch form of contrastive
@@ -48,6 +54,9 @@ class CosineEmbeddingLoss(nn.Module):
         tensor(0.)
     """
 
+    function = "cosine_embedding_loss"
+    hyperparameters = ("margin", "reduction")
+
     def __init__(
         self,
         margin: float = 0.0,
@@ -57,6 +66,10 @@ class CosineEmbeddingLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
+        check_margin(margin)
+        check_reduction(reduction)
+        check_negative_weight(negative_weight)
+        check_flags(gather_distributed=gather_distributed)
         self.margin = margin
         self.reduction = reduction
         self.negative_weight = negative_weight
@@ -88,7 +101,7 @@ class CosineEmbeddingLoss(nn.Module):
 
     def reference(self) -> Callable[..., Tensor]:
         """This module's twin in plain autograd torch operations."""
-        own: dict[str, Any] = {"margin": self.margin, "reduction": self.reduction}
+        own = self._arguments()
 
         def twin(z1: Tensor, z2: Tensor, target: Tensor | None = None, **more: Any) -> Tensor:
             if target is not None:
@@ -100,4 +113,5 @@ class CosineEmbeddingLoss(nn.Module):
 
     def extra_repr(self) -> str:
         weight = "" if self.negative_weight == 1 else f", negative_weight={self.negative_weight}"
-        return f"margin={self.margin}, reduction={self.reduction!r}{weight}"
+        gather = ", gather_distributed=True" if self.gather_distributed else ""
+        return super().extra_repr() + weight + gather

@@ -21,8 +21,8 @@ from torch.autograd import Function
 from cosloss.kernels import native
 from cosloss.kernels.dispatch import backend, wants_native
 from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.modes import composed
 from cosloss.ops import opaque
-from cosloss.ops.composition import composed
 
 
 class CosineSimilarity(Function):

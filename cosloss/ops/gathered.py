@@ -23,7 +23,7 @@ from cosloss.distributed import Peers
 from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.ops.as_written import products_as_written
+from cosloss.modes import without_autocast
 
 # what a row tells of itself, in this order; its pull only if positives are several
 COEFFICIENT, TOTAL, LOSS, PULL = range(4)
@@ -59,7 +59,7 @@ class Gathered(Function):
         )
         others = everyone.rows if everyone.columns is None else everyone.columns
         kernel = engine_for(r, c)
-        with products_as_written(r):
+        with without_autocast(r):
             total = kernel.forward(r, others, bias, own)
             if matrix.two_way and c is not None:
                 of_columns = kernel.forward(c, everyone.rows, bias, own)
@@ -103,7 +103,7 @@ class Gathered(Function):
                 *(rows, columns, bias, matrix, needs, pulls),
             )
 
-        with products_as_written(r):
+        with without_autocast(r):
             if c is None:
                 grad_r, _, _ = gradients(
                     r, everyone.rows, [own_rows, heard], (needs_r, False, False)

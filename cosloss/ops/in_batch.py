@@ -22,9 +22,8 @@ from torch.autograd import Function
 from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager.totals import empty_total
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.ops.as_written import products_as_written
+from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops.opaque import in_batch_totals, opaque
-from cosloss.ops.transformed import transformed
 
 
 def in_batch(
@@ -44,7 +43,8 @@ def in_batch(
     if opaque(r, c):
         loss = matrix.loss.rows(*in_batch_totals(r, c, positive, bias, matrix))
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
-    if transformed(r, c, positive, bias):
+    given = weight if isinstance(weight, Tensor) else None
+    if differentiates_itself(r, c, positive, given, bias, *matrix.ids):
         return dense(r, c, positive, weight, bias, matrix)
     return InBatch.apply(r, c, positive, weight, bias, matrix)
 
@@ -58,7 +58,7 @@ def dense(
     matrix: Matrix,
 ) -> Tensor:
     """The loss with the whole matrix in memory, differentiable any number of times."""
-    with products_as_written(r):
+    with without_autocast(r):
         columns = r if c is None else c
         x = (r.to(matrix.dtype) @ columns.to(matrix.dtype).T).to(r.dtype)
         if bias is not None:
@@ -98,7 +98,7 @@ class InBatch(Function):
         # Triton keeps no tiles, and so gains nothing from knowing early what is to be weighed
         ctx.weighed = any(needs) and weight is not None and hasattr(engine, "forward_and_backward")
         found: tuple[Tensor | None, ...]
-        with products_as_written(r):
+        with without_autocast(r):
             if weight is not None and ctx.weighed:
                 total, grad_positive, (grad_r, grad_c, grad_bias) = engine.forward_and_backward(
                     weight, positive, r, c, bias, matrix, needs
@@ -114,7 +114,7 @@ class InBatch(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or transformed(grads[0]):
+        if torch.is_grad_enabled() or differentiates_itself(grads[0]):
             return _dense_backward(ctx, grads[0])
         r, c, positive, bias, *found = ctx.saved_tensors
         needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
@@ -127,7 +127,7 @@ class InBatch(Function):
         grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
         per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
         grad_positive = grad * per_positive
-        with products_as_written(r):
+        with without_autocast(r):
             grad_r, grad_c, grad_bias = engine_for(r, c).backward(
                 grad * per_total,
                 total,

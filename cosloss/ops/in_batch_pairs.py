@@ -16,9 +16,8 @@ from torch.nn.functional import pad
 from cosloss.kernels import dispatch
 from cosloss.kernels.eager.in_batch import Gradients
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.ops.as_written import products_as_written
+from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops.in_batch import dense
-from cosloss.ops.transformed import transformed
 from cosloss.ops.unit_rows import composed, fused
 
 
@@ -37,7 +36,8 @@ def in_batch_pairs(
         this length, or else those of z1's rows with z2's.
     """
     kernels, views = fused([z1, z2])
-    if kernels is None or transformed(bias):
+    given = weight if isinstance(weight, Tensor) else None
+    if kernels is None or differentiates_itself(bias, given, *matrix.ids):
         return None
     if not torch.is_grad_enabled():  # a Function is not told that nothing will go backward
         views, bias = [z.detach() for z in views], None if bias is None else bias.detach()
@@ -69,7 +69,7 @@ class InBatchPairs(Function):
         engine = dispatch.in_batch(*sides)
         ctx.weighed = any(ctx.needs_input_grad) and hasattr(engine, "forward_and_backward")
         found: Sequence[Tensor | None]
-        with products_as_written(r):
+        with without_autocast(r):
             if ctx.weighed:
                 total, grad_positive, gradients = engine.forward_and_backward(
                     weight, positive, *sides, bias, matrix, _engine_needs(ctx)
@@ -85,7 +85,7 @@ class InBatchPairs(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         found = ctx.saved_tensors[3:]
-        if torch.is_grad_enabled() or transformed(grad):
+        if torch.is_grad_enabled() or differentiates_itself(grad):
             gradients = _dense_backward(ctx, grad)
         elif ctx.weighed:
             gradients = [x if x is None else grad * x for x in found]
@@ -103,7 +103,7 @@ def _tiled_backward(
     grad = grad * ctx.weight
     r, _, products = ctx.kernels.forward((z1, z2), scale=ctx.scale, dtype=matrix.dtype)
     sides, _ = _matrix_of(r, products, bias, matrix, ctx.joined)
-    with products_as_written(r):
+    with without_autocast(r):
         gradients = dispatch.in_batch(*sides).backward(
             grad * per_total, total, *sides, bias, matrix, _engine_needs(ctx)
         )

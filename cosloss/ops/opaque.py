@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.library import custom_op
 
 from cosloss.kernels.dispatch import backend, wants_triton
@@ -18,6 +17,7 @@ from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 from cosloss.kernels.eager.tile_loss import LogSumExpLoss, TileLoss
 from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
+from cosloss.modes import forward_mode, transforming
 
 
 def opaque(*tensors: Tensor | None) -> bool:
@@ -25,8 +25,8 @@ def opaque(*tensors: Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     return (
         torch.compiler.is_dynamo_compiling()
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
+        and not forward_mode()
+        and not transforming()
         and wants_triton(*given)
     )
 

@@ -17,8 +17,7 @@ from torch.autograd import Function
 from cosloss.kernels import native
 from cosloss.kernels.dispatch import wants_native
 from cosloss.kernels.eager import pairwise_cosine_similarity as kernel
-from cosloss.ops.as_written import products_as_written
-from cosloss.ops.composition import composed
+from cosloss.modes import composed, without_autocast
 
 
 class PairwiseCosineSimilarity(Function):
@@ -40,7 +39,7 @@ class PairwiseCosineSimilarity(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x1, x2 = ctx.saved_tensors
-        with products_as_written(x1):
+        with without_autocast(x1):
             return *kernel.backward(grads[0], x1, x2, ctx.eps, ctx.needs_input_grad), None
 
 
@@ -63,11 +62,11 @@ class NativePairwiseCosineSimilarity(Function):
         x1, x2, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if not saved or torch.is_grad_enabled() or not wants_native(grads[0]):
-            with products_as_written(x1):
+            with without_autocast(x1):
                 return *kernel.backward(grads[0], x1, x2, ctx.eps, needs), None
         chosen = native.pairwise_cosine_similarity
         rows = [chosen.Rows(*saved[at : at + 2]) for at in range(0, len(saved), 2)]
-        with products_as_written(x1):
+        with without_autocast(x1):
             grad1, *grad2 = chosen.backward(grads[0], rows, ctx.eps, needs)
         return grad1, grad2[0] if grad2 else None, None
 

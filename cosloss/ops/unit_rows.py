@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from cosloss.kernels import dispatch
 from cosloss.kernels.eager import rows as eager
-from cosloss.ops.transformed import transformed
+from cosloss.modes import differentiates_itself
 
 
 class UnitRows(Function):
@@ -83,15 +83,15 @@ def fused(views: Sequence[Tensor]) -> tuple[ModuleType | None, list[Tensor]]:
     """The kernels that take the views in one pass, if any, and the views as these take them."""
     if not dispatch.wants_triton(*views):  # which reads narrow rows as they are
         views = [_wide(z) for z in views]
-    return None if transformed(*views) else dispatch.unit_rows(*views), list(views)
+    return None if differentiates_itself(*views) else dispatch.unit_rows(*views), list(views)
 
 
 def composed(scale: float, views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """The views' rows and products by operations that torch differentiates any number of times."""
     z = _wide(torch.cat(list(views)) if len(views) == 2 else views[0])
-    u = eager.unit_rows(z)[0] if transformed(z) else UnitRows.apply(z)
+    u = eager.unit_rows(z)[0] if differentiates_itself(z) else UnitRows.apply(z)
     r = u if scale == 1 else u * scale
-    return r, (r * r.roll(len(views[0]), 0)).sum(1) if len(views) == 2 else None
+    return r, (r * r.roll(views[0].shape[0], 0)).sum(1) if len(views) == 2 else None
 
 
 def _unit_rows(scale: float, views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -10,11 +10,11 @@ from cosloss import functional, reference
 from cosloss.testing.inputs import generic_pair, hard_pairs
 from cosloss.testing.op import Op, Sample
 
-TEMPERATURE = torch.tensor(0.3, dtype=torch.float64)
-BIAS = torch.tensor(-1.5, dtype=torch.float64)
-GROUPS = torch.tensor([0, 1, 2, 1, 3, 0])
-WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.5, 0.7], dtype=torch.float64)
-LABELS = torch.tensor([0, 1, 0, 1, 1, 2])
+TEMPERATURE = torch.tensor(0.3, dtype=torch.float64, device="cpu")
+BIAS = torch.tensor(-1.5, dtype=torch.float64, device="cpu")
+GROUPS = torch.tensor([0, 1, 2, 1, 3, 0], device="cpu")
+WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.5, 0.7], dtype=torch.float64, device="cpu")
+LABELS = torch.tensor([0, 1, 0, 1, 1, 2], device="cpu")
 # No similarity of a sample is within 0.005 of its margin: one of bfloat16 vectors, off by 0.0013,
 # could be on the other side of the kink.
 

@@ -10,7 +10,7 @@ from cosloss import functional, reference
 from cosloss.testing.inputs import Pair, generic_pair, hard_pairs, layouts
 from cosloss.testing.op import Op, Sample
 
-TARGET = torch.tensor([1, -1, 1, -1, -1, 1])
+TARGET = torch.tensor([1, -1, 1, -1, -1, 1], device="cpu")
 
 
 def _pairs(

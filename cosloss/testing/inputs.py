@@ -3,6 +3,7 @@
 The in-batch losses take them as two views, the row-wise ones as pairs of rows.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,8 +14,10 @@ Pair = tuple[Tensor, Tensor]
 
 def generic_pair(rows: int = 6, columns: int = 9, seed: int = 0) -> Pair:
     """Two correlated Gaussian tensors: similarities are near 0.5, none 0 or +-1."""
-    generator = torch.Generator().manual_seed(seed)
-    shared, a, b = torch.randn(3, rows, columns, dtype=torch.float64, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shared, a, b = torch.randn(
+        3, rows, columns, dtype=torch.float64, generator=generator, device="cpu"
+    )
     return shared + a, 0.7 * (shared + b)
 
 
@@ -43,8 +46,8 @@ def hard_pairs(dtype: torch.dtype) -> Iterator[tuple[str, Pair]]:
         ("small and large norms", small, large),
     ):
         yield name, (a * scale1, b * scale2)
-    mixed = torch.logspace(-1, 1, 6, dtype=torch.float64)[:, None]
-    exponent = torch.log10(torch.tensor(large, dtype=torch.float64)) - 1
+    mixed = torch.logspace(-1, 1, 6, dtype=torch.float64, device="cpu")[:, None]
+    exponent = math.log10(large) - 1
     yield "every scale in one batch", (a * mixed**exponent, b * mixed.flip(0) ** exponent)
 
 
@@ -56,7 +59,7 @@ def layouts() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
 
 
 def _with_row(x: Tensor, row: int, value: Tensor) -> Tensor:
-    return x.index_copy(0, torch.tensor([row]), value[None])
+    return x.index_copy(0, torch.tensor([row], device=x.device), value[None])
 
 
 def _quarter_turn(x: Tensor) -> Tensor:

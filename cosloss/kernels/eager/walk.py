@@ -36,6 +36,12 @@ class Matrix:
     dtype: torch.dtype
     positives: Positives | None = None
 
+    @property
+    def ids(self) -> tuple[Tensor | None, ...]:
+        """Every tensor that says which pairs are excluded or positive."""
+        own = () if self.positives is None else (self.positives.rows, self.positives.columns)
+        return *self.excluded.ids, *own
+
     def new_totals(self, r: Tensor, c: Tensor | None) -> Totals:
         """The accumulator that tiles are added to, over zeros for the rows and the columns."""
         # one number per row: a rounded logsumexp would scale the whole row's weights

@@ -62,8 +62,14 @@ class _Buffer:
         memory = self._memory
         if memory is None or not size <= memory.numel() <= 4 * size:
             self._memory = memory = None  # the old memory goes before the new comes
-            self._memory = memory = empty((size,), torch.empty(0, dtype=torch.uint8))
+            self._memory = memory = _bytes(size)
         return memory[:size]
+
+
+def _bytes(size: int) -> Tensor:
+    """Uninitialised memory of the CPU, which training may write to after an evaluation made it."""
+    with torch.inference_mode(False):
+        return empty((size,), torch.empty(0, dtype=torch.uint8, device="cpu"))
 
 
 workspace = Workspace()

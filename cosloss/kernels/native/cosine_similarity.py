@@ -17,7 +17,7 @@ def forward(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> tuple[Tensor,
     """
     rows1, rows2 = _rows(x1), _rows(x2)
     value = rows1.new_empty(x1.shape[:-1])
-    statistics = torch.empty((rows1.shape[0], 3), dtype=torch.float64)
+    statistics = rows1.new_empty((rows1.shape[0], 3), dtype=torch.float64)
     in_range = function("cosine_similarity_forward", x1.dtype)(
         *_pair(rows1, rows2), eps, distance, value.data_ptr(), statistics.data_ptr()
     )

@@ -59,7 +59,7 @@ def forward_and_backward(
         gradients.take(weight * slopes, total, matrix.pulls(grad_positive))
         task.run(gradients=gradients)
         return total, grad_positive, gradients.finish()
-    weights = torch.as_tensor(weight, dtype=torch.float64).expand_as(positive)
+    weights = torch.as_tensor(weight, dtype=torch.float64, device=r.device).expand_as(positive)
     of_positives = []
     for rows in task.bands():
         task.run(rows, adds=True)

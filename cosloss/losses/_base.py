@@ -1,0 +1,169 @@
+"""What the loss modules share: hyperparameters, and scalars that may be learnt."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cosloss import reference
+from cosloss.functional._checks import check_flags, check_reduction, check_temperature
+from cosloss.modes import PLAIN
+
+
+class Loss(nn.Module):
+    """Abstract: a module over a function of `cosloss.functional` and its twin of the same name.
+
+    function: the name of both.
+    hyperparameters: the attributes that both take.
+    """
+
+    function: str
+    hyperparameters: tuple[str, ...]
+
+    def reference(self) -> Callable[..., Tensor]:
+        """This module's twin in plain autograd torch operations, on one process."""
+        return partial(getattr(reference, self.function), **self._arguments())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={self._shown(name)}" for name in self.hyperparameters)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.hyperparameters}
+
+    def _shown(self, name: str) -> str:
+        return repr(getattr(self, name))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            f"torch.jit.script does not support {type(self).__name__}: use torch.compile or "
+            "torch.export"
+        )
+
+
+class ContrastiveLoss(Loss):
+    """Abstract: an in-batch loss with a temperature, fixed or learnable through its logarithm.
+
+    A learnable scalar is a parameter of shape (), or (1,) with `scalar_parameters=False`, as FSDP2
+    wants it; a state dict of either shape is loaded. `loss.temperature = number` sets a fixed
+    temperature or goes on from there with a learnable one; so does `loss.log_temperature = number`.
+    """
+
+    log_temperature: Any  # a parameter, or the logarithm of the fixed temperature
+
+    def __init__(
+        self,
+        temperature: float,
+        reduction: str,
+        *,
+        learnable_temperature: bool,
+        gather_distributed: bool,
+        scalar_parameters: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        check_flags(
+            learnable_temperature=learnable_temperature,
+            gather_distributed=gather_distributed,
+            scalar_parameters=scalar_parameters,
+        )
+        self.reduction = reduction
+        self.gather_distributed = gather_distributed
+        self.learnable_temperature = learnable_temperature
+        self._factory: dict[str, Any] = {
+            "size": () if scalar_parameters else (1,),
+            "device": device,
+            "dtype": dtype,
+        }
+        self._initial: dict[str, float] = {}
+        if learnable_temperature:
+            self._learn("log_temperature", temperature=checked_number("temperature", temperature))
+        self.temperature = temperature
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The number, or exp of the learnable `log_temperature`, in at least float32."""
+        if not self.learnable_temperature:
+            return self._temperature
+        logarithm: Tensor = self.log_temperature
+        return logarithm.to(torch.promote_types(logarithm.dtype, torch.float32)).exp()
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        number = checked_number("temperature", temperature)
+        check_temperature(number)
+        if not self.learnable_temperature:
+            self._temperature = number
+        self._set("log_temperature", math.log(number))
+
+    def reset_parameters(self) -> None:
+        """Give the learnable scalars their initial values: after `to_empty`, they have none."""
+        for name, value in self._initial.items():
+            setattr(self, name, value)
+
+    def extra_repr(self) -> str:
+        flags = ("learnable_temperature", "gather_distributed")
+        shown = "".join(f", {flag}=True" for flag in flags if getattr(self, flag))
+        return super().extra_repr() + shown
+
+    def _learn(self, name: str, **initial: float) -> None:
+        self._initial |= initial
+        self.register_parameter(name, nn.Parameter(torch.empty(**self._factory)))
+
+    def _shown(self, name: str) -> str:
+        parameter = self._parameters.get("log_temperature" if name == "temperature" else name)
+        value = getattr(self, name)
+        if parameter is not None:
+            # a shard, or a tensor without memory, has no number to show
+            readable = type(parameter) in PLAIN and not parameter.is_meta
+            value = float(value.detach()) if readable else self._initial[name]
+        return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+    def _set(self, name: str, value: float) -> None:
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            object.__setattr__(self, name, value)
+        else:
+            with torch.no_grad():
+                parameter.fill_(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature":  # which nn.Module would register if it is a parameter
+            object.__setattr__(self, name, value)
+        elif not isinstance(value, Real) or name not in ("log_temperature", *self._learnt()):
+            super().__setattr__(name, value)
+        elif name == "log_temperature":
+            self.temperature = math.exp(value)
+        else:
+            self._set(name, checked_number(name, float(value)))
+
+    def _learnt(self) -> dict[str, Any]:
+        return self.__dict__.get("_parameters", {})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, parameter in self._parameters.items():
+            saved = state_dict.get(prefix + name)
+            if parameter is not None and isinstance(saved, Tensor) and saved.shape in ((), (1,)):
+                state_dict[prefix + name] = saved.reshape(parameter.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def checked_number(name: str, value: float) -> float:
+    """The finite number that a module holds, from a number or a tensor of one without gradient."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        if value.requires_grad:
+            raise TypeError(
+                f"{name} must be a number: a tensor that learns goes to cosloss.functional, or "
+                "let the module learn its own"
+            )
+        value = value.item()
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}")
+    return float(value)

@@ -1,0 +1,142 @@
+"""The state of torch that a call runs in: which transforms, compilers and wrappers look on.
+
+Private interfaces of torch are used in this file alone. They were tried with torch 2.11, 2.14 and
+2.15; `tests/test_modes.py` names the one that is missing when torch moves it.
+"""
+
+import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def differentiates_itself(*tensors: Tensor | None) -> bool:
+    """Whether torch, or a wrapper, is to see an op as the plain operations that it consists of.
+
+    True under torch.compile, torch.export and make_fx, inside a torch.func transform, for tensors
+    with forward-mode tangents, for wrappers (`__torch_dispatch__` subclasses, fake tensors) and
+    for meta tensors. An op that is tiled, in place and differentiable once then gives way to the
+    formula with the whole matrix.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or transforming()
+        or _traced()
+        or any(_special(tensor) for tensor in tensors if tensor is not None)
+    )
+
+
+def composed() -> bool:
+    """Whether a row-wise op gives way to the operations that its kernel consists of.
+
+    - Under torch.compile and torch.export, where Inductor fuses them with their derivative.
+    - Under forward-mode AD, torch.func.jvp and jacfwd included: a Function's jvp is not
+      differentiated again, so that jacfwd of jacfwd is silently 0, and Dynamo refuses it.
+    """
+    return torch.compiler.is_compiling() or forward_mode()
+
+
+def transforming() -> bool:
+    """Whether a torch.func transform is active, be it over other tensors than an op's own."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def recording() -> bool:
+    """Whether torch.jit.trace is recording."""
+    return torch._C._is_tracing()
+
+
+def forward_mode() -> bool:
+    """Whether a forward-mode AD level is open."""
+    return forward_ad._current_level >= 0
+
+
+def plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether these are plain numbers, on any device, that nothing else looks on at."""
+    return (
+        not forward_mode()
+        and not _intercepted()
+        and all(
+            type(x) in PLAIN
+            and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+            and not torch._C._functorch.is_legacy_batchedtensor(x)
+            for x in tensors
+        )
+    )
+
+
+def in_memory(tensors: Iterable[Tensor]) -> bool:
+    """Whether these are plain numbers in a CPU's memory that nothing else looks on at."""
+    return (
+        not forward_mode()
+        and not _intercepted()
+        and not transforming()
+        and all(type(x) in PLAIN and _keys(x) in _KEYS_IN_MEMORY for x in tensors)
+    )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether Python may look at the numbers without waiting for a device."""
+    return (
+        type(x) in PLAIN
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+        and not _intercepted()
+    )
+
+
+def autocast_dtype(like: Tensor) -> torch.dtype | None:
+    """The dtype that torch.autocast takes products to on this tensor's device; None without it."""
+    kind = like.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products are in the dtype of their operands."""
+    if autocast_dtype(like) is None:
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _intercepted() -> bool:
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def _traced() -> bool:
+    if not _intercepted():
+        return False
+    # imported by whoever traces; its import would cost everybody else a second
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return proxies is not None and proxies.get_proxy_mode() is not None
+
+
+def _special(x: Tensor) -> bool:
+    if type(x) not in PLAIN and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python):
+        return True
+    # a backward pass with is_grads_batched sees the older kind of batched tensor
+    if x.is_meta or torch._C._functorch.is_legacy_batchedtensor(x):
+        return True
+    return forward_mode() and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _keys(x: Tensor) -> int:
+    return torch._C._dispatch_keys(x).raw_repr()
+
+
+def _keys_of_a_new_tensor(inference: bool) -> int:
+    with torch.inference_mode(inference):
+        return _keys(torch.empty(0, device="cpu"))
+
+
+# a tensor that is batched, wrapped, negated, sparse, quantised or elsewhere has other dispatch keys
+_KEYS_IN_MEMORY = {_keys_of_a_new_tensor(inference) for inference in (False, True)}
