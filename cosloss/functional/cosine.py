@@ -100,6 +100,7 @@ def pairwise_cosine_similarity(
     Source: sklearn.metrics.pairwise.cosine_similarity.
     """
     if x2 is None:
+        check_tensor(x1=x1)
         (x1,) = _promoted(eps, x1=x1)
     else:
         x1, x2 = _promoted(eps, x1=x1, x2=x2)

@@ -35,7 +35,7 @@ def inner(x):
     return x.inner if isinstance(x, Wrapper) else x
 
 
-SIMILARITIES = ("cosine_similarity", "pairwise", "of one")
+SIMILARITIES = ("cosine_similarity", "pairwise")
 CASES = [(name, k) for name, call in CALLS.items() for k in (*call.names, "the upstream gradient")]
 
 
@@ -77,10 +77,10 @@ def mesh(tmp_path_factory):
     dist.destroy_process_group()
 
 
-LOSSES = [(name, k) for name, k in CASES if len(k) == 1 and name not in SIMILARITIES]
+REFUSED = [(name, k) for name, k in CASES if len(k) == 1 and name not in SIMILARITIES]
 
 
-@pytest.mark.parametrize(("name", "which"), LOSSES, ids=lambda x: x)
+@pytest.mark.parametrize(("name", "which"), REFUSED, ids=lambda x: x)
 def test_sharded_tensors_are_right_or_refused(name, which, mesh):
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -107,6 +107,5 @@ def test_similarities_of_sharded_tensors(name, mesh):
     upstream = DTensor.from_local(incoming(value.full_tensor()), mesh, value.placements)
     grads = torch.autograd.grad(value, learnt(name, given), upstream)
     assert error([x.full_tensor().detach() for x in (value, *grads)], exact) < 2e-6
-    if name != "of one":
-        with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
-            CALLS[name].function(functional, given | {"b": torch.randn(6, 8)})
+    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+        CALLS[name].function(functional, given | {"b": torch.randn(6, 8)})
