@@ -8,7 +8,7 @@ u the unit roundoff of the coarsest format at work and e the error of the twin's
 training dtype. A gradient beyond it may still be as good as any: where rounding the inputs moves g,
 no algorithm can do better. So 4 |g(x (1 + u s)) - g(x)| is added, s random signs, and a row's
 error is first reduced by what roundings of 64 u move that row, which excuses hinges and comparisons
-that fall to the other side.
+that fall to the other side. Last, what float64 itself cannot resolve is added: see `resolution`.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,7 @@ from cosloss.gradient_check.calls import (
     undisturbed,
 )
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
+from cosloss.gradient_check.resolution import resolution
 
 SAFETY = 4.0
 TWIN_SHARE = 1 / 64
@@ -94,9 +95,11 @@ def compare_calls(
                     for size in (u, min(64 * u, LARGEST_ROUNDING), min(64 * u, LARGEST_ROUNDING))
                     for point in _rounded(exact, size, wanted)
                 ]
+                noise = resolution(twin or fn, exact, wanted)
                 for name, g in truth.items():
                     moves = [m[name] - g for m in moved]
                     budgets[name] += SAFETY * max(m.norm().item() for m in moves[:2])
+                    budgets[name] += noise.get(name, 0.0)
                     errors[name] = _excess(errors[name], moves)
     coarsest = max((dtypes[name] for name in wanted), key=lambda dtype: torch.finfo(dtype).eps)
     reports = {
