@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,23 +43,6 @@ _ARGUMENTS = {
     "in_batch_across": (_POINTER, _SIZE, _SIZE, _POINTER),
     "in_batch_down": (_POINTER, _SIZE, _SIZE, _POINTER),
 }
-
-
-class InBatchWork(ctypes.Structure):
-    """What in_batch.cpp is to do, as it has it there."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("rows", "across", "down_r", "down_c")),
-        *((name, _SIZE) for name in ("n", "m", "d", "symmetric", "first_row", "diagonals")),
-        *((name, _POINTER) for name in ("offsets", "row_groups", "column_groups")),
-        *((name, _POINTER) for name in ("row_classes", "column_classes", "bias")),
-        ("margin", _REAL),
-        *((name, _POINTER) for name in ("row_totals", "column_totals")),
-        *((name, _POINTER) for name in ("row_largest", "column_largest", "kept")),
-        *((name, _POINTER) for name in ("a", "b", "row_shift", "column_shift")),
-        *((name, _POINTER) for name in ("row_pull", "column_pull", "row_class", "column_class")),
-        *((name, _POINTER) for name in ("grad_r", "grad_c", "grad_bias")),
-    )
 
 
 def usable() -> tuple[str, ...]:
@@ -95,3 +79,25 @@ def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
 def has(name: str, dtype: torch.dtype) -> bool:
     """Whether the build that is loaded has that kernel."""
     return hasattr(loaded(), f"{name}_{DTYPES[dtype]}")
+
+
+@cache
+def in_batch_work() -> type[ctypes.Structure]:
+    """Work of work.h: the fields that the library says it has, and no others."""
+    lines = _asked(loaded(), "in_batch_work", ctypes.c_char_p).decode().splitlines()
+    kinds = {"P": _POINTER, "q": _SIZE, "d": _REAL}
+    fields = [(name, kinds[kind]) for kind, name in map(str.split, lines)]
+    return type("InBatchWork", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
+
+
+@cache
+def in_batch_panel() -> int:
+    """PANEL of products.h: rows are packed by so many, and so many divide their length."""
+    return _asked(loaded(), "in_batch_panel", _SIZE)
+
+
+def _asked(library: ctypes.CDLL | None, name: str, kind: type[Any]) -> Any:
+    assert library is not None
+    function = library[name]
+    function.restype = kind
+    return function()
