@@ -1,4 +1,5 @@
-// What Python asks a library about itself: how the work of the in-batch engine is laid out.
+// What Python asks a library before anything else: which sources it was compiled from, and how the
+// work of the in-batch engine is laid out.
 
 #include <cstddef>
 #include <cstdint>
@@ -63,6 +64,8 @@ constexpr bool every_field() {
 static_assert(every_field(), "FIELDS must be Work's, in their order");
 
 }  // namespace
+
+extern "C" const char* cosloss_stamp() { return COSLOSS_STAMP; }
 
 // The fields of Work as "kind name", each on a line.
 extern "C" const char* in_batch_work() {

@@ -7,12 +7,17 @@ has loaded, so that there is one pool of threads.
 
 import ctypes
 import sysconfig
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cosloss.kernels.native import stamp
+
+FOLDER = Path(__file__).parent
 
 # a CPU that runs one of them runs those after it
 BUILDS = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -55,14 +60,20 @@ def usable() -> tuple[str, ...]:
 
 @cache
 def loaded() -> ctypes.CDLL | None:
-    """The library, or None: not compiled, or not for the OpenMP that this torch has."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    paths = (Path(__file__).with_name(f"_{build}{suffix}") for build in usable())
-    path = next(filter(Path.exists, paths), None)
-    try:
-        return None if path is None else ctypes.CDLL(str(path))
-    except OSError:
-        return None
+    """The library, or None: not compiled, or not for the OpenMP that this torch has.
+
+    A build of other sources, whose functions may take other arguments, is warned of and not used.
+    """
+    found, stale = _search()
+    if stale is not None:
+        instead = "eager operations" if found is None else Path(found._name).name
+        warnings.warn(f"{stale}; until then {instead} will do", stacklevel=2)
+    return found
+
+
+def absence() -> str:
+    """Why there is no library, and what to do where something can be done."""
+    return _search()[1] or "cosloss was installed without its compiled kernels"
 
 
 @cache
@@ -94,6 +105,45 @@ def in_batch_work() -> type[ctypes.Structure]:
 def in_batch_panel() -> int:
     """PANEL of products.h: rows are packed by so many, and so many divide their length."""
     return _asked(loaded(), "in_batch_panel", _SIZE)
+
+
+def _search() -> tuple[ctypes.CDLL | None, str | None]:
+    """The best build of these sources, and why a better one, if there is one, is not used."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    expected, stale = stamp.stamp_of(FOLDER), None
+    for path in (FOLDER / f"_{build}{suffix}" for build in usable()):
+        try:
+            library = ctypes.CDLL(str(path)) if path.exists() else None
+        except OSError:
+            library = None
+        if library is None:
+            continue
+        own = _stamp(library)
+        if own and own == expected:
+            return library, stale
+        stale = stale or (
+            f"{path.name} is not used: it was compiled {_from(own)}, and the Python beside it goes "
+            f"with kernels {_from(expected)}. {_cure()}"
+        )
+    return None, stale
+
+
+def _stamp(library: ctypes.CDLL) -> str | None:
+    """The stamp of the sources that it was compiled from; None where it says nothing of them."""
+    try:
+        return _asked(library, "cosloss_stamp", ctypes.c_char_p).decode()
+    except AttributeError:
+        return None
+
+
+def _from(its_stamp: str | None) -> str:
+    return f"from the C++ sources {its_stamp}" if its_stamp else "from C++ sources without a stamp"
+
+
+def _cure() -> str:
+    if stamp.sources(FOLDER):
+        return "In this checkout, compile it again, with GCC: `pip install -e .`"
+    return "Install cosloss again, from a checkout: `pip install --force-reinstall --no-deps .`"
 
 
 def _asked(library: ctypes.CDLL | None, name: str, kind: type[Any]) -> Any:
