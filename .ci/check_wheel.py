@@ -16,7 +16,7 @@ import cosloss  # noqa: E402
 
 milliseconds = 1e3 * (time.perf_counter() - start)
 from cosloss.kernels import dispatch  # noqa: E402
-from cosloss.kernels.native import library  # noqa: E402
+from cosloss.kernels.native import library, stamp  # noqa: E402
 
 absent = ("lightning", "hydra", "torchvision", "tensorboard")
 assert not any(find_spec(name) for name in absent), "this environment holds more than the wheel"
@@ -34,6 +34,7 @@ compiled = sys.argv[1:] != ["uncompiled"]
 folder = Path(cosloss.__file__).parent / "kernels" / "native"
 assert len(list(folder.glob("*.so"))) == 4 * compiled, "a build of the kernels is missing"
 assert not [*folder.glob("*.cpp"), *folder.glob("*.h")], "sources in the wheel"
+assert (folder / stamp.WRITTEN).exists(), "nothing to compare the kernels' stamp with"
 assert (library.loaded() is not None) == compiled
 with dispatch.use("native" if compiled else "eager"):
     (gradient,) = torch.autograd.grad(cosloss.cosine_similarity(z1, z2).sum(), z1)

@@ -67,7 +67,7 @@ def unit_rows(*tensors: Tensor) -> ModuleType | None:
 def wants_native(*tensors: Tensor) -> bool:
     """Whether the compiled kernels compute these: plain tensors in a CPU's memory."""
     if _forced == "native" and library.loaded() is None:
-        raise RuntimeError("backend native: cosloss was installed without its compiled kernels")
+        raise RuntimeError(f"backend native: {library.absence()}")
     return (
         _forced in (None, "native")
         and library.loaded() is not None

@@ -19,8 +19,6 @@ from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.eager.workspace import workspace
 from cosloss.kernels.native import library
 
-PANEL = 32  # as in products.h: rows are packed by so many, and so many divide their length
-
 
 def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
     """The totals."""
@@ -152,12 +150,22 @@ class _Task:
         """
         start, stop, _ = rows.indices(self.r.shape[0])
         totals, (row_groups, column_groups, row_classes, column_classes) = self.totals, self._ids
-        work = library.InBatchWork(
-            *(_at(self.r, start), None, None, None),
-            *(stop - start, *self.c.shape, self.symmetric, start, len(self._offsets)),
-            ctypes.addressof(self._offsets),
-            *(_at(row_groups, start), _at(column_groups), _at(row_classes, start)),
-            *(_at(column_classes), _at(self.bias), totals.margin),
+        columns, length = self.c.shape
+        work = library.in_batch_work()(  # and what is not set is 0, or nothing
+            rows=_at(self.r, start),
+            n=stop - start,
+            m=columns,
+            d=length,
+            symmetric=self.symmetric,
+            first_row=start,
+            diagonals=len(self._offsets),
+            offsets=ctypes.addressof(self._offsets),
+            row_groups=_at(row_groups, start),
+            column_groups=_at(column_groups),
+            row_classes=_at(row_classes, start),
+            column_classes=_at(column_classes),
+            bias=_at(self.bias),
+            margin=totals.margin,
         )
         if adds:
             work.row_totals, work.column_totals = _at(totals.rows, start), _at(totals.columns)
@@ -168,9 +176,9 @@ class _Task:
             work.across = _at(self._columns("across", _across))
         work.kept = _at(self._kept)
         if gradients is not None:
-            columns = self._columns("down", _down)
-            own_rows = columns if self.symmetric else _down(self.r[rows], "own rows")
-            work.down_r, work.down_c = _at(own_rows), _at(columns)
+            down_c = self._columns("down", _down)
+            down_r = down_c if self.symmetric else _down(self.r[rows], "own rows")
+            work.down_r, work.down_c = _at(down_r), _at(down_c)
             work.a, work.b, work.row_shift, work.column_shift = map(_at, gradients.coefficients)
             if gradients.pulls is not None and self._classes is not None:
                 work.row_pull, work.column_pull = map(_at, gradients.pulls)
@@ -180,7 +188,7 @@ class _Task:
         library.function(f"in_batch_{totals.kind}", self._dtype)(ctypes.byref(work))
 
     def _operand(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        missing = -x.shape[1] % PANEL
+        missing = -x.shape[1] % library.in_batch_panel()
         x = x.to(dtype).to(self._dtype)
         return (pad(x, (0, missing)) if missing else x).contiguous()
 
@@ -228,7 +236,7 @@ class _Gradients:
 
 def _across(x: Tensor) -> Tensor:
     """Rows in panels, each transposed, for products along the rows."""
-    rows = -(-x.shape[0] // PANEL) * PANEL
+    rows = x.shape[0] + -x.shape[0] % library.in_batch_panel()
     packed = workspace.scratch("across", (rows, x.shape[1]), x)
     words = x.shape[1] * x.element_size() // 4
     library.function("in_batch_across")(x.data_ptr(), x.shape[0], words, packed.data_ptr())

@@ -7,11 +7,17 @@ has loaded, so that there is one pool of threads.
 
 import ctypes
 import sysconfig
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from cosloss.kernels.native import stamp
+
+FOLDER = Path(__file__).parent
 
 # a CPU that runs one of them runs those after it
 BUILDS = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -44,23 +50,6 @@ _ARGUMENTS = {
 }
 
 
-class InBatchWork(ctypes.Structure):
-    """What in_batch.cpp is to do, as it has it there."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("rows", "across", "down_r", "down_c")),
-        *((name, _SIZE) for name in ("n", "m", "d", "symmetric", "first_row", "diagonals")),
-        *((name, _POINTER) for name in ("offsets", "row_groups", "column_groups")),
-        *((name, _POINTER) for name in ("row_classes", "column_classes", "bias")),
-        ("margin", _REAL),
-        *((name, _POINTER) for name in ("row_totals", "column_totals")),
-        *((name, _POINTER) for name in ("row_largest", "column_largest", "kept")),
-        *((name, _POINTER) for name in ("a", "b", "row_shift", "column_shift")),
-        *((name, _POINTER) for name in ("row_pull", "column_pull", "row_class", "column_class")),
-        *((name, _POINTER) for name in ("grad_r", "grad_c", "grad_bias")),
-    )
-
-
 def usable() -> tuple[str, ...]:
     """The builds that this CPU runs, the best first."""
     level = torch.backends.cpu.get_cpu_capability().lower()
@@ -71,14 +60,20 @@ def usable() -> tuple[str, ...]:
 
 @cache
 def loaded() -> ctypes.CDLL | None:
-    """The library, or None: not compiled, or not for the OpenMP that this torch has."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    paths = (Path(__file__).with_name(f"_{build}{suffix}") for build in usable())
-    path = next(filter(Path.exists, paths), None)
-    try:
-        return None if path is None else ctypes.CDLL(str(path))
-    except OSError:
-        return None
+    """The library, or None: not compiled, or not for the OpenMP that this torch has.
+
+    A build of other sources, whose functions may take other arguments, is warned of and not used.
+    """
+    found, stale = _search()
+    if stale is not None:
+        instead = "eager operations" if found is None else Path(found._name).name
+        warnings.warn(f"{stale}; until then {instead} will do", stacklevel=2)
+    return found
+
+
+def absence() -> str:
+    """Why there is no library, and what to do where something can be done."""
+    return _search()[1] or "cosloss was installed without its compiled kernels"
 
 
 @cache
@@ -95,3 +90,64 @@ def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
 def has(name: str, dtype: torch.dtype) -> bool:
     """Whether the build that is loaded has that kernel."""
     return hasattr(loaded(), f"{name}_{DTYPES[dtype]}")
+
+
+@cache
+def in_batch_work() -> type[ctypes.Structure]:
+    """Work of work.h: the fields that the library says it has, and no others."""
+    lines = _asked(loaded(), "in_batch_work", ctypes.c_char_p).decode().splitlines()
+    kinds = {"P": _POINTER, "q": _SIZE, "d": _REAL}
+    fields = [(name, kinds[kind]) for kind, name in map(str.split, lines)]
+    return type("InBatchWork", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
+
+
+@cache
+def in_batch_panel() -> int:
+    """PANEL of products.h: rows are packed by so many, and so many divide their length."""
+    return _asked(loaded(), "in_batch_panel", _SIZE)
+
+
+def _search() -> tuple[ctypes.CDLL | None, str | None]:
+    """The best build of these sources, and why a better one, if there is one, is not used."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    expected, stale = stamp.stamp_of(FOLDER), None
+    for path in (FOLDER / f"_{build}{suffix}" for build in usable()):
+        try:
+            library = ctypes.CDLL(str(path)) if path.exists() else None
+        except OSError:
+            library = None
+        if library is None:
+            continue
+        own = _stamp(library)
+        if own and own == expected:
+            return library, stale
+        stale = stale or (
+            f"{path.name} is not used: it was compiled {_from(own)}, and the Python beside it goes "
+            f"with kernels {_from(expected)}. {_cure()}"
+        )
+    return None, stale
+
+
+def _stamp(library: ctypes.CDLL) -> str | None:
+    """The stamp of the sources that it was compiled from; None where it says nothing of them."""
+    try:
+        return _asked(library, "cosloss_stamp", ctypes.c_char_p).decode()
+    except AttributeError:
+        return None
+
+
+def _from(its_stamp: str | None) -> str:
+    return f"from the C++ sources {its_stamp}" if its_stamp else "from C++ sources without a stamp"
+
+
+def _cure() -> str:
+    if stamp.sources(FOLDER):
+        return "In this checkout, compile it again, with GCC: `pip install -e .`"
+    return "Install cosloss again, from a checkout: `pip install --force-reinstall --no-deps .`"
+
+
+def _asked(library: ctypes.CDLL | None, name: str, kind: type[Any]) -> Any:
+    assert library is not None
+    function = library[name]
+    function.restype = kind
+    return function()

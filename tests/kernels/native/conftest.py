@@ -28,7 +28,7 @@ def no_build(monkeypatch):
 
 
 def forgotten():
-    found = library.loaded, library.function, library.has
+    found = [cached for cached in vars(library).values() if hasattr(cached, "cache_clear")]
     for cached in found:
         cached.cache_clear()
     yield

@@ -42,6 +42,15 @@ def test_they_are_there(build):
     assert library.loaded()._name.count(f"_{library.usable()[0]}.") == 1
 
 
+def test_work_has_the_fields_that_the_library_says_and_no_others(build):
+    work = library.in_batch_work()(n=3)
+    assert (work.n, work.m, work.grad_r) == (3, 0, None)
+    with pytest.raises(AttributeError, match="columns"):
+        work.columns = 1
+    with pytest.raises(AttributeError, match="columns"):
+        library.in_batch_work()(columns=1)
+
+
 def test_under_a_dispatch_mode_it_is_not_plain():
     x = torch.ones(2, 3)
     assert wants_native(x)

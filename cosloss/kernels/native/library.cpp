@@ -1,0 +1,80 @@
+// What Python asks a library before anything else: which sources it was compiled from, and how the
+// work of the in-batch engine is laid out.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "products.h"
+#include "work.h"
+
+namespace {
+
+struct Field {
+  const char* name;
+  std::size_t offset, size;
+  char kind;  // a letter of Python's struct module
+};
+
+template <typename T>
+constexpr char kind() {
+  static_assert(std::is_pointer_v<T> || std::is_same_v<T, int64_t> || std::is_same_v<T, double>);
+  return std::is_pointer_v<T> ? 'P' : std::is_same_v<T, int64_t> ? 'q' : 'd';
+}
+
+#define FIELD_AS(NAME, MEMBER) \
+  Field { NAME, offsetof(Work, MEMBER), sizeof(Work::MEMBER), kind<decltype(Work::MEMBER)>() }
+#define FIELD(MEMBER) FIELD_AS(#MEMBER, MEMBER)
+
+// clang-format off
+constexpr Field FIELDS[] = {
+    FIELD(rows), FIELD(across), FIELD(down_r), FIELD(down_c),
+    FIELD(n), FIELD(m), FIELD(d),
+    FIELD(symmetric),
+    FIELD(first_row), FIELD(diagonals),
+    FIELD(offsets), FIELD(row_groups), FIELD(column_groups),
+    FIELD(row_classes), FIELD(column_classes),
+    FIELD(bias),
+    FIELD(margin),
+    FIELD_AS("row_totals", totals.rows), FIELD_AS("column_totals", totals.columns),
+    FIELD_AS("row_largest", totals.row_largest), FIELD_AS("column_largest", totals.column_largest),
+    FIELD(kept),
+    FIELD_AS("a", coefficients.a), FIELD_AS("b", coefficients.b),
+    FIELD_AS("row_shift", coefficients.row_shift),
+    FIELD_AS("column_shift", coefficients.column_shift),
+    FIELD_AS("row_pull", coefficients.row_pull), FIELD_AS("column_pull", coefficients.column_pull),
+    FIELD_AS("row_class", coefficients.row_class),
+    FIELD_AS("column_class", coefficients.column_class),
+    FIELD(grad_r), FIELD(grad_c),
+    FIELD(grad_bias),
+};
+// clang-format on
+
+// Whether each field begins where the one before ends, up to the last: what Python lays out too.
+constexpr bool every_field() {
+  std::size_t end = 0;
+  for (const Field& field : FIELDS) {
+    if (field.offset != end) return false;
+    end += field.size;
+  }
+  return end == sizeof(Work);
+}
+
+static_assert(every_field(), "FIELDS must be Work's, in their order");
+
+}  // namespace
+
+extern "C" const char* cosloss_stamp() { return COSLOSS_STAMP; }
+
+// The fields of Work as "kind name", each on a line.
+extern "C" const char* in_batch_work() {
+  static const std::string lines = [] {
+    std::string text;
+    for (const Field& field : FIELDS) text += std::string{field.kind, ' '} + field.name + '\n';
+    return text;
+  }();
+  return lines.c_str();
+}
+
+extern "C" int64_t in_batch_panel() { return PANEL; }
