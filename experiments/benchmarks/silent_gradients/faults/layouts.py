@@ -19,7 +19,7 @@ def _read(grad: Tensor, mended: bool) -> Tensor:
     f"{GITHUB}/pytorch/pytorch/issues/194719",
     "layout",
     lambda h, g: (h,),
-    finish=lambda y: (torch.cat([y, 2 * y], 1) ** 2).mean(),
+    finish=lambda y: (torch.cat([y, torch.ones_like(y)], 1) ** 2).mean(),
 )
 def scaled_sigmoid_before_a_concatenation(mended: bool) -> Any:
     """torch.cat hands each input a slice of the wider gradient."""
@@ -63,10 +63,10 @@ def pooled_regions_with_a_permuted_gradient(mended: bool) -> Any:
     "layout",
     lambda h, g: (h,),
     shape=(3, 2, 7, 5),
-    finish=lambda y: (y.mean(2) * torch.linspace(-1, 1, 6).view(3, 2).to(y)).sum(),
+    finish=lambda y: (y.sum(2) * torch.linspace(-1, 1, 6).view(3, 2).to(y)).sum(),
 )
-def mean_of_a_mean(mended: bool) -> Any:
-    """The gradient of a mean is expanded: one number in memory for a whole row."""
+def mean_before_a_sum(mended: bool) -> Any:
+    """The gradient of a sum is expanded: one number in memory for a whole row."""
     return op(
         lambda x: x.mean(3),
         lambda grad, y, x: (_read(grad, mended) / 5).unsqueeze(3).expand_as(x),

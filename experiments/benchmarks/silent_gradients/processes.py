@@ -1,0 +1,4 @@
+"""Faults across processes."""
+FAULTS = []
+def results(names):
+    return []
