@@ -45,6 +45,7 @@ class Case:
             differences do not.
         alone: whether gradcheck can be asked without the encoder (layers without floating-point
             arguments cannot).
+        single: whether it takes no float64.
         needs: packages that must be installed.
     """
 
@@ -56,6 +57,7 @@ class Case:
     twin: Callable[..., Any] | None = None
     stops: str = ""
     alone: bool = True
+    single: bool = False
     needs: tuple[str, ...] = ()
 
     def missing(self) -> str:

@@ -127,15 +127,15 @@ class Memory(nn.Module):
         self.at = 0
         self.full = False
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, keys: Tensor) -> Tensor:
         end = self.at + len(z)
         with torch.no_grad():
-            self.bank[torch.arange(self.at, end) % 40] = z
+            self.bank[torch.arange(self.at, end) % 40] = keys.to(self.bank)
         self.full = self.full or end >= 40
         self.at = end % 40
         reach = 40 if self.full else self.at
         distance = torch.cdist(z, self.bank[:reach].clone())
-        return distance.topk(3, largest=False).values[:, 1:].mean() + distance.mean() / len(labels)
+        return distance.topk(3, largest=False).values[:, 1:].mean() + distance.mean()
 
 
 class Centred(nn.Module):
@@ -168,8 +168,7 @@ class Sinkhorn(nn.Module):
 right("CLIP with a learnable temperature", Temperature, views)
 right("SigLIP", Sigmoids, views)
 right("MoCo with a queue in a list", Queue, lambda h, g: (h, draw(g, h)))
-right("nearest rows of a memory with counters", Memory, lambda h, g: (h, classes(g, 16, 4)),
-      stops="the memory", twin=None)
+right("nearest rows of a memory with counters", Memory, lambda h, g: (h, draw(g, h)))
 right("DINO with a moving centre", Centred, lambda h, g: (h, draw(g, h)))
 right("SwAV with Sinkhorn codes", Sinkhorn, lambda h, g: (draw(g, h), h))
 right("hard negatives by topk", plain(lambda z: F.relu(
