@@ -1,5 +1,6 @@
 """The one place that knows cosloss's callbacks: how they are put on a case, and their verdict."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback
 from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
 
 TARGET = "loss"
+UNABLE = re.compile("could not run|cannot run in float64")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Collected:
         skipped = sum(getattr(c, "checks_skipped", 0) for c in self.callbacks)
         lines = [line for text in warned for line in text.splitlines() if line.strip()]
         reasons = tuple(dict.fromkeys(line.strip()[:160] for line in lines if _is_reason(line)))
-        unable = all("could not run" in reason for reason in reasons) if reasons else False
+        unable = bool(reasons) and all(UNABLE.search(reason) for reason in reasons)
         found = "could not run" if unable else "wrong"
         word = found if failures else "right" if checks > skipped else "not checked"
         return Verdict(word, checks, failures, skipped, reasons[:3])

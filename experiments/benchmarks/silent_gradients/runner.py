@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.silent_gradients import faults, processes, right, training
+from experiments.benchmarks.silent_gradients import faults, processes, right, training, two_processes
 from experiments.benchmarks.silent_gradients.cases import FAULTS, RIGHT, Case, Fault
 
 SECONDS = 60
@@ -47,7 +47,7 @@ def _results(only: str, stop: float) -> Iterable[dict[str, Any]]:
             yield _in_a_child(case)
     names = [c.name for c in processes.FAULTS if fnmatch.fnmatch(c.name, only)]
     if names and time.monotonic() < stop:
-        yield from processes.results(names)
+        yield from (r | {"summary": summary(r)} for r in two_processes.results(names))
 
 
 def _in_a_child(case: Case) -> dict[str, Any]:

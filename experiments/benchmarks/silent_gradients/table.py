@@ -19,11 +19,18 @@ def markdown(results: list[dict[str, Any]]) -> str:
     ran = [r for r in results if not r.get("skip")]
     wrong = [r for r in ran if r["what"] == "fault"]
     fine = [r for r in ran if r["what"] == "right"]
-    return "\n".join([_setting(), "", _counts(wrong, fine), "", *_faults(wrong), "", *_right(fine),
+    return "\n".join([_setting(), "", _counts(wrong, fine), "", *_faults(wrong), "", *_accused(fine),
                       ""])
 
 
 def caught(result: dict[str, Any]) -> bool:
+    """Whether the callbacks called it wrong, with or without a twin; of a fault, and not mended."""
+    if result.get("mended", {}).get("word") in ("wrong", "ended the run"):
+        return False
+    return accused(result)
+
+
+def accused(result: dict[str, Any]) -> bool:
     """Whether the callbacks called it wrong, with or without a twin."""
     return any(result.get(k, {}).get("word") == "wrong" for k in ("watched", "with a twin"))
 
@@ -54,7 +61,7 @@ def _counts(wrong: list[dict[str, Any]], fine: list[dict[str, Any]]) -> str:
 
     ended = lambda r: r["watched"]["word"] == "ended the run"  # noqa: E731
     rows = [
-        ("callbacks", share(wrong, caught), share(fine, caught)),
+        ("callbacks", share(wrong, caught), share(fine, accused)),
         ("torch.autograd.gradcheck", share(wrong, lambda r: r.get("gradcheck") == "wrong"),
          share(fine, lambda r: r.get("gradcheck") == "wrong")),
         ("alarm on gradient norms", share(wrong, lambda r: r["alarm"]["word"] == "rings"),
@@ -62,7 +69,8 @@ def _counts(wrong: list[dict[str, Any]], fine: list[dict[str, Any]]) -> str:
     ]
     lines = ["| | faults caught | right functions called wrong |", "|---|---|---|"]
     lines += [f"| {a} | {b} | {c} |" for a, b, c in rows]
-    lines += ["", f"Weights identical to the bit with callbacks: {share(fine, same_bits)} right "
+    lines += ["", "A fault counts as caught by the callbacks if they call it wrong and its mended "
+              "version not.", "", f"Weights identical to the bit with callbacks: {share(fine, same_bits)} right "
               f"functions. Runs ended by a check: {sum(map(ended, wrong + fine))}. Right functions "
               f"not checked: {sum(r['watched']['word'] == 'not checked' for r in fine)}."]
     return "\n".join(lines)
@@ -84,11 +92,11 @@ def _faults(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _right(rows: list[dict[str, Any]]) -> list[str]:
+def _accused(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| right function that is accused or disturbed | callbacks | weights | reason |",
              "|---|---|---|---|"]
     for r in rows:
-        word = "wrong" if caught(r) else r["watched"]["word"]
+        word = "wrong" if accused(r) else r["watched"]["word"]
         if word in ("right", "not checked") and same_bits(r):
             continue
         reasons = [x for k in ("watched", "with a twin") for x in r.get(k, {}).get("reasons", [])]

@@ -48,23 +48,25 @@ class Encoded(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def train(case: Case, make: Callable[[], Any], callbacks: list[Any], steps: int) -> Encoded:
+def train(
+    case: Case, make: Callable[[], Any], callbacks: list[Any], steps: int, **options: Any
+) -> Encoded:
     """Fit for some steps, from the same weights and data every time."""
     torch.manual_seed(0)
     model = Encoded(case, make())
     data = torch.randn(steps * case.shape[0], FEATURES)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        quiet = {
+            "max_steps": steps,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "default_root_dir": folder,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        trainer = L.Trainer(callbacks=callbacks, **(quiet | options))
         torch.manual_seed(1)
         trainer.fit(model, DataLoader(TensorDataset(data), case.shape[0]))
     return model
@@ -79,7 +81,8 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def watched(
-    case: Case, make: Callable[[], Any], twin: Callable[..., Any] | None, steps: int = STEPS
+    case: Case, make: Callable[[], Any], twin: Callable[..., Any] | None, steps: int = STEPS,
+    **options: Any,
 ) -> dict[str, Any]:
     """The callbacks' verdict, the seconds of the run, and the weights it left."""
     collected = Collected(twin)
@@ -87,7 +90,7 @@ def watched(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            model = train(case, make, collected.callbacks, steps)
+            model = train(case, make, collected.callbacks, steps, **options)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             return {"word": "ended the run", "checks": 0, "reasons": [reason]}
@@ -98,11 +101,13 @@ def watched(
     return verdict | {"seconds": round(seconds, 2), "weights": fingerprint(model)}
 
 
-def unwatched(case: Case, make: Callable[[], Any], steps: int = STEPS) -> dict[str, Any]:
+def unwatched(
+    case: Case, make: Callable[[], Any], steps: int = STEPS, **options: Any
+) -> dict[str, Any]:
     """The weights of a run without callbacks, and whether an alarm on gradient norms rings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = train(case, make, [], steps)
+        model = train(case, make, [], steps, **options)
     pairs = zip(model.norms, model.norms[1:], strict=False)
     jump = any(b > JUMP * a for a, b in pairs if a > 0)
     rings = jump or any(not math.isfinite(n) for n in model.norms)

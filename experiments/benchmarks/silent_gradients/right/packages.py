@@ -50,7 +50,7 @@ def _weighted_twin(a: Tensor, b: Tensor) -> Tensor:
 def _tico_twin(a: Tensor, b: Tensor) -> Tensor:
     a, b = F.normalize(a), F.normalize(b)
     c = 0.1 * (a.t() @ a).detach() / len(a)
-    return 1 - (a * b).sum(1).mean() + 20 * (a @ c * a).sum(1).mean()
+    return 1 - (a * b).sum(1).mean() + 8 * (a @ c * a).sum(1).mean()
 
 
 def _swav_twin(high: list[Tensor], low: list[Tensor]) -> Tensor:
@@ -70,7 +70,8 @@ right("lightly DINOLoss", built("lightly.loss.DINOLoss", output_dim=8),
       lambda h, g: ([draw(g, h), draw(g, h)], [h, h.roll(1, 1)]), needs=("lightly",), alone=False)
 right("lightly SwaVLoss", built("lightly.loss.SwaVLoss"),
       lambda h, g: ([torch.tanh(h), torch.tanh(2 * h)], [torch.tanh(h.roll(1, 1))]),
-      needs=("lightly",), alone=False, twin=_swav_twin, stops="the codes")
+      needs=("lightly",), alone=False, twin=_swav_twin, stops="the codes",
+      finish=torch.sum)
 
 PML = "pytorch_metric_learning.losses"
 for name, options in {
