@@ -33,7 +33,7 @@ def gradient(
 
 def twin_gradient(case: Case) -> dict[str, Tensor]:
     """The twin's in float64; it takes the module's parameters as further arguments."""
-    function, h, state = _prepared(case, case.make(), torch.float64)
+    _function, h, state = _prepared(case, case.make(), torch.float64)
     h.requires_grad_()
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)

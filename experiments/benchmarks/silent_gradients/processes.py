@@ -113,9 +113,7 @@ def _off(c: Tensor) -> Tensor:
 
 
 def whole_barlow(z1: Tensor, z2: Tensor) -> Tensor:
-    a, b = (
-        (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-3).sqrt() for z in (z1, z2)
-    )
+    a, b = ((z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-3).sqrt() for z in (z1, z2))
     return _off(a.t() @ b / len(a))
 
 
@@ -128,7 +126,7 @@ def sketched(z1: Tensor, z2: Tensor, total: Callable[[Tensor], Tensor], rows: in
 
 
 class SyncNorm(torch.autograd.Function):
-    """Batch normalisation with the statistics of all processes; the backward's rule is asked for."""
+    """Batch normalisation over all processes; the backward is the rule that is asked for."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rule: str) -> Tensor:
@@ -250,8 +248,9 @@ FAULTS = [
         "off by world_size",
         scaled(info_nce, WORLD),
         info_nce,
-        lambda z1, z2: sum(info_nce(a, b) for a, b in zip(
-            z1.split(ROWS), z2.split(ROWS), strict=True)) / WORLD,
+        lambda z1, z2: (
+            sum(info_nce(a, b) for a, b in zip(z1.split(ROWS), z2.split(ROWS), strict=True)) / WORLD
+        ),
     ),
     ProcessFault(
         "global_loss_with_gradient_times_the_processes",

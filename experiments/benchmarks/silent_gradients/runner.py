@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.silent_gradients import faults, processes, right, training, two_processes
+from experiments.benchmarks.silent_gradients import (
+    faults,
+    processes,
+    right,
+    training,
+    two_processes,
+)
 from experiments.benchmarks.silent_gradients.cases import FAULTS, RIGHT, Case, Fault
 
 SECONDS = 60
@@ -23,7 +29,9 @@ assert faults
 assert right
 
 
-def run(only: str = "*", minutes: float | None = None, out: Path = Path("silent_gradients")) -> bool:
+def run(
+    only: str = "*", minutes: float | None = None, out: Path = Path("silent_gradients")
+) -> bool:
     """Run the cases whose name fits, and write results.jsonl and table.md into a folder."""
     from experiments.benchmarks.silent_gradients.table import markdown
 

@@ -6,12 +6,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.silent_gradients.cases import FAULTS, RIGHT
+from experiments.benchmarks.silent_gradients.cases import FAULTS
 from experiments.benchmarks.silent_gradients.processes import FAULTS as PROCESS_FAULTS
 from experiments.benchmarks.silent_gradients.runner import same_bits
 
-PACKAGES = ("torch", "lightning", "torchvision", "lightly", "pytorch-metric-learning", "kornia",
-            "torchmetrics", "pytorch-optimizer")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "torchvision",
+    "lightly",
+    "pytorch-metric-learning",
+    "kornia",
+    "torchmetrics",
+    "pytorch-optimizer",
+)
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -19,8 +27,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
     ran = [r for r in results if not r.get("skip")]
     wrong = [r for r in ran if r["what"] == "fault"]
     fine = [r for r in ran if r["what"] == "right"]
-    return "\n".join([_setting(), "", _counts(wrong, fine), "", *_faults(wrong), "", *_accused(fine),
-                      ""])
+    return "\n".join(
+        [_setting(), "", _counts(wrong, fine), "", *_faults(wrong), "", *_accused(fine), ""]
+    )
 
 
 def caught(result: dict[str, Any]) -> bool:
@@ -62,24 +71,41 @@ def _counts(wrong: list[dict[str, Any]], fine: list[dict[str, Any]]) -> str:
     ended = lambda r: r["watched"]["word"] == "ended the run"  # noqa: E731
     rows = [
         ("callbacks", share(wrong, caught), share(fine, accused)),
-        ("torch.autograd.gradcheck", share(wrong, lambda r: r.get("gradcheck") == "wrong"),
-         share(fine, lambda r: r.get("gradcheck") == "wrong")),
-        ("alarm on gradient norms", share(wrong, lambda r: r["alarm"]["word"] == "rings"),
-         share(fine, lambda r: r["alarm"]["word"] == "rings")),
+        (
+            "torch.autograd.gradcheck",
+            share(wrong, lambda r: r.get("gradcheck") == "wrong"),
+            share(fine, lambda r: r.get("gradcheck") == "wrong"),
+        ),
+        (
+            "alarm on gradient norms",
+            share(wrong, lambda r: r["alarm"]["word"] == "rings"),
+            share(fine, lambda r: r["alarm"]["word"] == "rings"),
+        ),
     ]
     lines = ["| | faults caught | right functions called wrong |", "|---|---|---|"]
     lines += [f"| {a} | {b} | {c} |" for a, b, c in rows]
-    lines += ["", "A fault counts as caught by the callbacks if they call it wrong and its mended "
-              "version not.", "", f"Weights identical to the bit with callbacks: {share(fine, same_bits)} right "
-              f"functions. Runs ended by a check: {sum(map(ended, wrong + fine))}. Right functions "
-              f"not checked: {sum(r['watched']['word'] == 'not checked' for r in fine)}."]
+    lines += [
+        "",
+        (
+            "A fault counts as caught by the callbacks if they call it wrong and its mended "
+            "version not."
+        ),
+        "",
+        (
+            f"Weights identical to the bit with callbacks: {share(fine, same_bits)} right "
+            f"functions. Runs ended by a check: {sum(map(ended, wrong + fine))}. Right functions "
+            f"not checked: {sum(r['watched']['word'] == 'not checked' for r in fine)}."
+        ),
+    ]
     return "\n".join(lines)
 
 
 def _faults(rows: list[dict[str, Any]]) -> list[str]:
     known = {c.name: c for c in [*FAULTS, *PROCESS_FAULTS]}
-    lines = ["| fault | kind | callbacks | with a twin | its mended version | gradcheck | "
-             "alarm |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| fault | kind | callbacks | with a twin | its mended version | gradcheck | alarm |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         case = known[r["name"]]
         name = r["name"].replace("_", " ")
@@ -93,8 +119,10 @@ def _faults(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _accused(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| right function that is accused or disturbed | callbacks | weights | reason |",
-             "|---|---|---|---|"]
+    lines = [
+        "| right function that is accused or disturbed | callbacks | weights | reason |",
+        "|---|---|---|---|",
+    ]
     for r in rows:
         word = "wrong" if accused(r) else r["watched"]["word"]
         if word in ("right", "not checked") and same_bits(r):

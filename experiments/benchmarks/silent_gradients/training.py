@@ -40,8 +40,11 @@ class Encoded(L.LightningModule):
         return self.case.value(self.loss, h, batch_idx)
 
     def on_after_backward(self) -> None:
-        grads = [p.grad.coalesce() if p.grad.is_sparse else p.grad for p in self.parameters()
-                 if p.grad is not None]
+        grads = [
+            p.grad.coalesce() if p.grad.is_sparse else p.grad
+            for p in self.parameters()
+            if p.grad is not None
+        ]
         self.norms.append(float(sum(g.norm() ** 2 for g in grads) ** 0.5))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -81,7 +84,10 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def watched(
-    case: Case, make: Callable[[], Any], twin: Callable[..., Any] | None, steps: int = STEPS,
+    case: Case,
+    make: Callable[[], Any],
+    twin: Callable[..., Any] | None,
+    steps: int = STEPS,
     **options: Any,
 ) -> dict[str, Any]:
     """The callbacks' verdict, the seconds of the run, and the weights it left."""
@@ -123,8 +129,12 @@ def gradcheck(case: Case, make: Callable[[], Any]) -> str:
     arguments = case.arguments(case.sample(), torch.Generator().manual_seed(0))
     if not case.alone or not all(_leaf_or_plain(a) for a in arguments):
         return "not applicable"
-    leaves = [a.detach().requires_grad_(a.is_floating_point() or a.is_complex())
-              if isinstance(a, Tensor) else a for a in arguments]
+    leaves = [
+        a.detach().requires_grad_(a.is_floating_point() or a.is_complex())
+        if isinstance(a, Tensor)
+        else a
+        for a in arguments
+    ]
     entries = sum(a.numel() for a in leaves if isinstance(a, Tensor))
     fast = entries > SLOW_ENTRIES
     with contextlib.suppress(ValueError), warnings.catch_warnings():

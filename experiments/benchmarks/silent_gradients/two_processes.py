@@ -95,7 +95,9 @@ def _run(case: ProcessFault, mended: bool, twin: bool | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             multiprocessing.start_processes(
-                _trained, (folder, FAULTS.index(case), mended, twin, queue), WORLD,
+                _trained,
+                (folder, FAULTS.index(case), mended, twin, queue),
+                WORLD,
                 start_method="fork",
             )
         except Exception as error:
@@ -111,17 +113,26 @@ def _trained(rank: int, folder: str, index: int, mended: bool, twin: Any, queue:
     from experiments.benchmarks.silent_gradients.cases import Case
 
     # Lightning reads its place from the environment, and takes the group that is there
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD),
-                   "LOCAL_WORLD_SIZE": str(WORLD), "GROUP_RANK": "0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD),
+        "LOCAL_WORLD_SIZE": str(WORLD),
+        "GROUP_RANK": "0",
+    }
     _join(rank, folder)
     fault = FAULTS[index]
     loss = fault.mended if mended else fault.faulty
     part = rows(fault, rank)
     count = len(range(WORLD * ROWS)[part])
-    views = lambda h, g: (h, torch.tanh(h.roll(1, 1)))  # noqa: E731
-    case = Case(fault.name, lambda: loss, views, (count, WIDTH))
-    options = {"strategy": "ddp", "devices": WORLD, "plugins": [TorchElasticEnvironment()],
-               "use_distributed_sampler": False, "default_root_dir": Path(folder)}
+    case = Case(fault.name, lambda: loss, lambda h, g: h.chunk(2), (2 * count, WIDTH))
+    options = {
+        "strategy": "ddp",
+        "devices": WORLD,
+        "plugins": [TorchElasticEnvironment()],
+        "use_distributed_sampler": False,
+        "default_root_dir": Path(folder),
+    }
     if twin is None:
         found = training.unwatched(case, case.make, **options)
     else:

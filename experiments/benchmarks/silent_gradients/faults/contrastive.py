@@ -18,8 +18,10 @@ def info_nce(q: Tensor, k: Tensor, temperature: float = 0.2) -> Tensor:
 
 
 def views(h: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two views of one batch."""
-    return h, h + 0.3 * draw(g, h)
+    """Two views of eight pictures, which the encoder had in one batch."""
+    picture = draw(g, h, len(h) // 2, h.shape[1])
+    first, second = h.chunk(2)
+    return picture + first, picture + second
 
 
 @fault(f"{GITHUB}/liorshk/facenet_pytorch/issues/6", "detach", lambda h, g: (h,), **AREA)

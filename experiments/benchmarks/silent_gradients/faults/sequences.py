@@ -128,7 +128,9 @@ def convolution_of_a_chunk_shorter_than_its_window(mended: bool) -> Any:
             kept = torch.zeros_like(grad_end)
             kept[:, : x.shape[1]] = grad_end[:, : x.shape[1]]
             grad_end = kept
-        return plain_gradient(through, torch.cat([grad_y.flatten(), grad_end.flatten()]), x, start, w)
+        return plain_gradient(
+            through, torch.cat([grad_y.flatten(), grad_end.flatten()]), x, start, w
+        )
 
     return op(convolve, backward)
 

@@ -7,16 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.benchmarks.silent_gradients.cases import classes, draw, plain, right
-from experiments.benchmarks.silent_gradients.faults.contrastive import info_nce, sup_con
+from experiments.benchmarks.silent_gradients.faults.contrastive import info_nce, sup_con, views
 
 
 def close(h: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two close views, whose similarity is near 1."""
-    return h, h + 0.01 * draw(g, h)
-
-
-def views(h: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    return h, h + 0.5 * draw(g, h)
+    return views(0.02 * h, g)
 
 
 def nt_xent(a: Tensor, b: Tensor) -> Tensor:
@@ -51,27 +47,57 @@ right("InfoNCE", plain(info_nce), views)
 right("NT-Xent with minus infinity on the diagonal", plain(nt_xent), views)
 right("NT-Xent of a batch with itself", plain(nt_xent), lambda h, g: (h, h))
 right("supervised contrastive", plain(sup_con), lambda h, g: (h, classes(g, 16, 4)))
-right("one minus cosine of close views", plain(
-    lambda a, b: (1 - torch.cosine_similarity(a, b)).mean()), close)
+right(
+    "one minus cosine of close views",
+    plain(lambda a, b: (1 - torch.cosine_similarity(a, b)).mean()),
+    close,
+)
 right("one minus Pearson", plain(lambda a, b: 1 - correlation(a, b).mean()), close)
-right("concordance correlation", plain(lambda a, b: 1 - (
-    2 * ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
-    / (a.var(0, False) + b.var(0, False) + (a.mean(0) - b.mean(0)).square())).mean()), close)
+right(
+    "concordance correlation",
+    plain(
+        lambda a, b: (
+            1
+            - (
+                2
+                * ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
+                / (a.var(0, False) + b.var(0, False) + (a.mean(0) - b.mean(0)).square())
+            ).mean()
+        )
+    ),
+    close,
+)
 right("Barlow Twins", plain(barlow_twins), views)
 right("Barlow Twins of close views", plain(barlow_twins), close)
 right("VICReg", plain(vicreg), views)
-right("BYOL with z.detach() inside", plain(
-    lambda p, z: 2 - 2 * F.cosine_similarity(p, z.detach()).mean()),
+right(
+    "BYOL with z.detach() inside",
+    plain(lambda p, z: 2 - 2 * F.cosine_similarity(p, z.detach()).mean()),
     lambda h, g: (torch.tanh(h), h.roll(1, 1)),
     twin=lambda p, z: (F.normalize(p) - F.normalize(z.detach())).square().sum(1).mean(),
-    stops="the target")
-right("SimSiam of four", plain(lambda p1, p2, z1, z2: -(
-    F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean()) / 2),
+    stops="the target",
+)
+right(
+    "SimSiam of four",
+    plain(
+        lambda p1, p2, z1, z2: (
+            -(
+                F.cosine_similarity(p1, z2.detach()).mean()
+                + F.cosine_similarity(p2, z1.detach()).mean()
+            )
+            / 2
+        )
+    ),
     lambda h, g: (torch.tanh(h), torch.tanh(2 * h), h, 2 * h + 1),
-    twin=lambda p1, p2, z1, z2: -(
-        (F.normalize(p1) * F.normalize(z2.detach())).sum(1).mean()
-        + (F.normalize(p2) * F.normalize(z1.detach())).sum(1).mean()) / 2,
-    stops="both targets")
+    twin=lambda p1, p2, z1, z2: (
+        -(
+            (F.normalize(p1) * F.normalize(z2.detach())).sum(1).mean()
+            + (F.normalize(p2) * F.normalize(z1.detach())).sum(1).mean()
+        )
+        / 2
+    ),
+    stops="both targets",
+)
 
 
 class Temperature(nn.Module):
@@ -171,18 +197,44 @@ right("MoCo with a queue in a list", Queue, lambda h, g: (h, draw(g, h)))
 right("nearest rows of a memory with counters", Memory, lambda h, g: (h, draw(g, h)))
 right("DINO with a moving centre", Centred, lambda h, g: (h, draw(g, h)))
 right("SwAV with Sinkhorn codes", Sinkhorn, lambda h, g: (draw(g, h), h))
-right("hard negatives by topk", plain(lambda z: F.relu(
-    0.5 + (z @ z.t() - 9 * torch.eye(len(z)).to(z)).topk(2).values.mean(1)
-    - (z * z.roll(1, 0)).sum(1)).mean()), lambda h, g: (F.normalize(h),))
-right("angular margin by acos", plain(lambda c, t: F.cross_entropy(8 * torch.where(
-    F.one_hot(t, 8).bool(), (c.clamp(-0.999, 0.999).acos() + 0.3).cos(), c), t)),
-    lambda h, g: (F.normalize(h), classes(g, 16, 8)))
-right("uniformity of squared distances", plain(
-    lambda z: torch.pdist(z).square().mul(-2).exp().mean().log()),
-    lambda h, g: (F.normalize(h),))
-right("maximum mean discrepancy", plain(lambda a, b: sum(
-    s * (-torch.cdist(x, y).square()).exp().mean()
-    for s, x, y in ((1, a, a.clone() + 1e-3), (1, b, b.clone() + 1e-3), (-2, a, b)))), views)
-right("optimal transport, differentiated", plain(
-    lambda c: (torch.stack([(-c).softmax(0), (-c).softmax(1)]).mean(0) * c).sum()),
-    lambda h, g: (torch.cdist(h, draw(g, h)),))
+right(
+    "hard negatives by topk",
+    plain(
+        lambda z: F.relu(
+            0.5
+            + (z @ z.t() - 9 * torch.eye(len(z)).to(z)).topk(2).values.mean(1)
+            - (z * z.roll(1, 0)).sum(1)
+        ).mean()
+    ),
+    lambda h, g: (F.normalize(h),),
+)
+right(
+    "angular margin by acos",
+    plain(
+        lambda c, t: F.cross_entropy(
+            8 * torch.where(F.one_hot(t, 8).bool(), (c.clamp(-0.999, 0.999).acos() + 0.3).cos(), c),
+            t,
+        )
+    ),
+    lambda h, g: (F.normalize(h), classes(g, 16, 8)),
+)
+right(
+    "uniformity of squared distances",
+    plain(lambda z: torch.pdist(z).square().mul(-2).exp().mean().log()),
+    lambda h, g: (F.normalize(h),),
+)
+right(
+    "maximum mean discrepancy",
+    plain(
+        lambda a, b: sum(
+            s * (-torch.cdist(x, y).square()).exp().mean()
+            for s, x, y in ((1, a, a.clone() + 1e-3), (1, b, b.clone() + 1e-3), (-2, a, b))
+        )
+    ),
+    views,
+)
+right(
+    "optimal transport, differentiated",
+    plain(lambda c: (torch.stack([(-c).softmax(0), (-c).softmax(1)]).mean(0) * c).sum()),
+    lambda h, g: (torch.cdist(h, draw(g, h)),),
+)

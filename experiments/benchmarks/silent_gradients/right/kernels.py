@@ -182,23 +182,54 @@ def one(h: Tensor, g: torch.Generator) -> tuple[Tensor]:
     return (h,)
 
 
-right("cross entropy that scales its gradient in place", plain(CrossEntropyGradientInForward.apply),
-      logits, finish=lambda out: 0.37 * out, twin=F.cross_entropy)
-right("cross entropy that writes over its logits in the backward",
-      plain(CrossEntropyOverLogits.apply), lambda h, g: (3 * h, classes(g, 16, 8)))
-right("cross entropy that writes over its logits in the forward",
-      plain(CrossEntropyInLogits.apply), lambda h, g: (3 * h, classes(g, 16, 8)))
-right("RMSNorm that overwrites the incoming gradient",
-      lambda: Affine(NormInPlaceGradient.apply, 8, bias=False), one, twin=rms_norm)
-right("SwiGLU that overwrites its copies", plain(GateOverActivations.apply),
-      lambda h, g: (h[:, :4], h[:, 4:]), twin=lambda a, b: F.silu(a) * b)
+right(
+    "cross entropy that scales its gradient in place",
+    plain(CrossEntropyGradientInForward.apply),
+    logits,
+    finish=lambda out: 0.37 * out,
+    twin=F.cross_entropy,
+)
+right(
+    "cross entropy that writes over its logits in the backward",
+    plain(CrossEntropyOverLogits.apply),
+    lambda h, g: (3 * h, classes(g, 16, 8)),
+)
+right(
+    "cross entropy that writes over its logits in the forward",
+    plain(CrossEntropyInLogits.apply),
+    lambda h, g: (3 * h, classes(g, 16, 8)),
+)
+right(
+    "RMSNorm that overwrites the incoming gradient",
+    lambda: Affine(NormInPlaceGradient.apply, 8, bias=False),
+    one,
+    twin=rms_norm,
+)
+right(
+    "SwiGLU that overwrites its copies",
+    plain(GateOverActivations.apply),
+    lambda h, g: (h[:, :4], h[:, 4:]),
+    twin=lambda a, b: F.silu(a) * b,
+)
 right("activation freed after use", plain(FreedAfterUse.apply), one, twin=torch.tanh)
 right("activation freed after use, in a module that counts", Activation, one)
 right("context emptied by the backward", plain(ReleasedContext.apply), one, twin=F.silu)
-right("kernel that refuses float64", plain(SinglePrecision.apply), one,
-      twin=lambda x: F.gelu(x, approximate="tanh"), single=True)
-right("linear cross entropy in chunks", lambda: Head(ChunkedLinearCrossEntropy.apply, 11, 8),
-      lambda h, g: (h, classes(g, 16, 11)))
-right("function with a non-differentiable output", plain(
-    lambda x: x.max(1)), one, finish=lambda out: out.values.square().mean())
+right(
+    "kernel that refuses float64",
+    plain(SinglePrecision.apply),
+    one,
+    twin=lambda x: F.gelu(x, approximate="tanh"),
+    single=True,
+)
+right(
+    "linear cross entropy in chunks",
+    lambda: Head(ChunkedLinearCrossEntropy.apply, 11, 8),
+    lambda h, g: (h, classes(g, 16, 11)),
+)
+right(
+    "function with a non-differentiable output",
+    plain(lambda x: x.max(1)),
+    one,
+    finish=lambda out: out.values.square().mean(),
+)
 right("custom sigmoid", plain(op(torch.sigmoid, lambda g, y, x: g * y * (1 - y))), one)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.benchmarks.silent_gradients.cases import classes, draw, right
-from experiments.benchmarks.silent_gradients.right.embeddings import views
+from experiments.benchmarks.silent_gradients.cases import draw, right
+from experiments.benchmarks.silent_gradients.faults.contrastive import views
 from experiments.benchmarks.silent_gradients.right.losses import BOXES, boxes, target_boxes
 
 
@@ -60,18 +60,45 @@ def _swav_twin(high: list[Tensor], low: list[Tensor]) -> Tensor:
     return -sum((q * (z / 0.1).log_softmax(1)).sum(1).mean() for q, z in pairs) / 4
 
 
-right("lightly DCLWLoss", built("lightly.loss.DCLWLoss"), views, twin=_weighted_twin,
-      stops="the weights", needs=("lightly",))
-right("lightly TiCoLoss", built("lightly.loss.TiCoLoss"), views, twin=_tico_twin,
-      stops="the covariance", needs=("lightly",))
-right("lightly NTXentLoss with a memory bank", built(
-    "lightly.loss.NTXentLoss", memory_bank_size=(64, 8)), views, needs=("lightly",))
-right("lightly DINOLoss", built("lightly.loss.DINOLoss", output_dim=8),
-      lambda h, g: ([draw(g, h), draw(g, h)], [h, h.roll(1, 1)]), needs=("lightly",), alone=False)
-right("lightly SwaVLoss", built("lightly.loss.SwaVLoss"),
-      lambda h, g: ([torch.tanh(h), torch.tanh(2 * h)], [torch.tanh(h.roll(1, 1))]),
-      needs=("lightly",), alone=False, twin=_swav_twin, stops="the codes",
-      finish=torch.sum)
+right(
+    "lightly DCLWLoss",
+    built("lightly.loss.DCLWLoss"),
+    views,
+    twin=_weighted_twin,
+    stops="the weights",
+    needs=("lightly",),
+)
+right(
+    "lightly TiCoLoss",
+    built("lightly.loss.TiCoLoss"),
+    views,
+    twin=_tico_twin,
+    stops="the covariance",
+    needs=("lightly",),
+)
+right(
+    "lightly NTXentLoss with a memory bank",
+    built("lightly.loss.NTXentLoss", memory_bank_size=(64, 8)),
+    views,
+    needs=("lightly",),
+)
+right(
+    "lightly DINOLoss",
+    built("lightly.loss.DINOLoss", output_dim=8),
+    lambda h, g: ([draw(g, h), draw(g, h)], [h, h.roll(1, 1)]),
+    needs=("lightly",),
+    alone=False,
+)
+right(
+    "lightly SwaVLoss",
+    built("lightly.loss.SwaVLoss"),
+    lambda h, g: ([torch.tanh(h), torch.tanh(2 * h)], [torch.tanh(h.roll(1, 1))]),
+    needs=("lightly",),
+    alone=False,
+    twin=_swav_twin,
+    stops="the codes",
+    finish=torch.sum,
+)
 
 PML = "pytorch_metric_learning.losses"
 for name, options in {
@@ -87,8 +114,12 @@ for name, options in {
     "LiftedStructureLoss": {},
     "FastAPLoss": {},
 }.items():
-    right(f"pytorch-metric-learning {name}", built(f"{PML}.{name}", **options), labelled,
-          needs=("pytorch_metric_learning",))
+    right(
+        f"pytorch-metric-learning {name}",
+        built(f"{PML}.{name}", **options),
+        labelled,
+        needs=("pytorch_metric_learning",),
+    )
 
 
 def _circle_twin(z: Tensor, labels: Tensor) -> Tensor:
@@ -101,8 +132,14 @@ def _circle_twin(z: Tensor, labels: Tensor) -> Tensor:
     return F.softplus(total + far.masked_fill(same, -torch.inf).logsumexp(1)).mean()
 
 
-right("pytorch-metric-learning CircleLoss", built(f"{PML}.CircleLoss"), labelled,
-      twin=_circle_twin, stops="the weights of the pairs", needs=("pytorch_metric_learning",))
+right(
+    "pytorch-metric-learning CircleLoss",
+    built(f"{PML}.CircleLoss"),
+    labelled,
+    twin=_circle_twin,
+    stops="the weights of the pairs",
+    needs=("pytorch_metric_learning",),
+)
 
 
 def _cross_batch() -> Any:
@@ -110,10 +147,16 @@ def _cross_batch() -> Any:
     return losses.CrossBatchMemory(losses.ContrastiveLoss(), embedding_size=8, memory_size=48)
 
 
-right("pytorch-metric-learning CrossBatchMemory", _cross_batch, labelled,
-      needs=("pytorch_metric_learning",), stops="the memory",
-      twin=lambda z, labels: import_module(PML).ContrastiveLoss()(
-          z, labels, ref_emb=z.detach(), ref_labels=labels, indices_tuple=_pairs(labels)))
+right(
+    "pytorch-metric-learning CrossBatchMemory",
+    _cross_batch,
+    labelled,
+    needs=("pytorch_metric_learning",),
+    stops="the memory",
+    twin=lambda z, labels: import_module(PML).ContrastiveLoss()(
+        z, labels, ref_emb=z.detach(), ref_labels=labels, indices_tuple=_pairs(labels)
+    ),
+)
 
 
 def _pairs(labels: Tensor) -> Any:
@@ -128,34 +171,84 @@ for name, options in {
     "TverskyLoss": {"alpha": 0.5, "beta": 0.5},
     "LovaszSoftmaxLoss": {},
 }.items():
-    right(f"kornia {name}", built(f"kornia.losses.{name}", **options),
-          lambda h, g: (h, torch.randint(3, (2, 12, 12), generator=g)), needs=("kornia",), **IMAGES)
-right("kornia SSIM of near images", built("kornia.losses.SSIMLoss", 5),
-      lambda h, g: (h.sigmoid(), (h + 0.3 * draw(g, h)).sigmoid()), needs=("kornia",), **IMAGES)
-right("kornia total variation", built("kornia.losses.TotalVariation"), lambda h, g: (h,),
-      needs=("kornia",), **IMAGES)
-right("kornia rotation by an angle", called("kornia.geometry.transform.rotate"),
-      lambda h, g: (h, 20 * torch.tanh(h[:, 0, 0, 0])), needs=("kornia",), **IMAGES)
+    right(
+        f"kornia {name}",
+        built(f"kornia.losses.{name}", **options),
+        lambda h, g: (h, torch.randint(3, (2, 12, 12), generator=g)),
+        needs=("kornia",),
+        **IMAGES,
+    )
+right(
+    "kornia SSIM of near images",
+    built("kornia.losses.SSIMLoss", 5),
+    lambda h, g: (h.sigmoid(), (h + 0.3 * draw(g, h)).sigmoid()),
+    needs=("kornia",),
+    **IMAGES,
+)
+right(
+    "kornia total variation",
+    built("kornia.losses.TotalVariation"),
+    lambda h, g: (h,),
+    needs=("kornia",),
+    **IMAGES,
+)
+right(
+    "kornia rotation by an angle",
+    called("kornia.geometry.transform.rotate"),
+    lambda h, g: (h, 20 * torch.tanh(h[:, 0, 0, 0])),
+    needs=("kornia",),
+    **IMAGES,
+)
 
 OPS = "torchvision.ops"
-right("torchvision roi_align", called(f"{OPS}.roi_align", output_size=3, aligned=True),
-      lambda h, g: (h, [2 * BOXES.to(h)] * 2),
-      needs=("torchvision",), alone=False, **IMAGES)
-right("torchvision sigmoid_focal_loss", called(f"{OPS}.sigmoid_focal_loss", reduction="mean"),
-      lambda h, g: (h, (draw(g, h) > 0).to(h)), needs=("torchvision",))
+right(
+    "torchvision roi_align",
+    called(f"{OPS}.roi_align", output_size=3, aligned=True),
+    lambda h, g: (h, [2 * BOXES.to(h)] * 2),
+    needs=("torchvision",),
+    alone=False,
+    **IMAGES,
+)
+right(
+    "torchvision sigmoid_focal_loss",
+    called(f"{OPS}.sigmoid_focal_loss", reduction="mean"),
+    lambda h, g: (h, (draw(g, h) > 0).to(h)),
+    needs=("torchvision",),
+)
 for name in ("generalized_box_iou_loss", "distance_box_iou_loss"):
-    right(f"torchvision {name}", called(f"{OPS}.{name}", reduction="mean"),
-          lambda h, g: (boxes(h), target_boxes(h)), needs=("torchvision",))
-right("torchvision deform_conv2d", called(f"{OPS}.deform_conv2d"),
-      lambda h, g: (h[:, :2], 0.3 * h[:, 2:, :10, :10].repeat(1, 18, 1, 1), draw(g, h, 2, 2, 3, 3)),
-      needs=("torchvision",), alone=False, **IMAGES)
-right("torchvision stochastic depth", called(f"{OPS}.stochastic_depth", p=0.4, mode="row"),
-      lambda h, g: (h,), needs=("torchvision",))
-right("torchmetrics SSIM", called(
-    "torchmetrics.functional.image.structural_similarity_index_measure", data_range=1.0),
-    lambda h, g: (h.sigmoid(), draw(g, h).sigmoid()), needs=("torchmetrics",), **IMAGES)
-right("torchmetrics Pearson", called("torchmetrics.functional.regression.pearson_corrcoef"),
-      lambda h, g: (h[:, 0], draw(g, h, 16)), needs=("torchmetrics",))
+    right(
+        f"torchvision {name}",
+        called(f"{OPS}.{name}", reduction="mean"),
+        lambda h, g: (boxes(h), target_boxes(h)),
+        needs=("torchvision",),
+    )
+right(
+    "torchvision deform_conv2d",
+    called(f"{OPS}.deform_conv2d"),
+    lambda h, g: (h[:, :2], 0.3 * h[:, 2:, :10, :10].repeat(1, 18, 1, 1), draw(g, h, 2, 2, 3, 3)),
+    needs=("torchvision",),
+    alone=False,
+    **IMAGES,
+)
+right(
+    "torchvision stochastic depth",
+    called(f"{OPS}.stochastic_depth", p=0.4, mode="row"),
+    lambda h, g: (h,),
+    needs=("torchvision",),
+)
+right(
+    "torchmetrics SSIM",
+    called("torchmetrics.functional.image.structural_similarity_index_measure", data_range=1.0),
+    lambda h, g: (h.sigmoid(), draw(g, h).sigmoid()),
+    needs=("torchmetrics",),
+    **IMAGES,
+)
+right(
+    "torchmetrics Pearson",
+    called("torchmetrics.functional.regression.pearson_corrcoef"),
+    lambda h, g: (h[:, 0], draw(g, h, 16)),
+    needs=("torchmetrics",),
+)
 
 
 def _soft_f1_twin(p: Tensor, y: Tensor) -> Tensor:
@@ -165,12 +258,20 @@ def _soft_f1_twin(p: Tensor, y: Tensor) -> Tensor:
 
 
 for name in ("BCEFocalLoss", "TverskyLoss", "LovaszHingeLoss"):
-    right(f"pytorch-optimizer {name}", built(f"pytorch_optimizer.loss.{name}"),
-          lambda h, g: (h, (draw(g, h) > 0).to(h)), needs=("pytorch_optimizer",))
-right("pytorch-optimizer SoftF1Loss", built("pytorch_optimizer.loss.SoftF1Loss"),
-      lambda h, g: (h.sigmoid(), (draw(g, h) > 0).to(h)), twin=_soft_f1_twin,
-      stops="nothing, but it rounds to float32 whatever it is given",
-      needs=("pytorch_optimizer",))
+    right(
+        f"pytorch-optimizer {name}",
+        built(f"pytorch_optimizer.loss.{name}"),
+        lambda h, g: (h, (draw(g, h) > 0).to(h)),
+        needs=("pytorch_optimizer",),
+    )
+right(
+    "pytorch-optimizer SoftF1Loss",
+    built("pytorch_optimizer.loss.SoftF1Loss"),
+    lambda h, g: (h.sigmoid(), (draw(g, h) > 0).to(h)),
+    twin=_soft_f1_twin,
+    stops="nothing, but it rounds to float32 whatever it is given",
+    needs=("pytorch_optimizer",),
+)
 right("frozen features of two images", lambda: _perceptual, lambda h, g: (h, draw(g, h)), **IMAGES)
 
 
