@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from experiments.benchmarks.silent_gradients.processes import FAULTS, ROWS, WORLD, ProcessFault
+from experiments.benchmarks.silent_gradients.collectives import ROWS, WORLD
+from experiments.benchmarks.silent_gradients.processes import FAULTS, ProcessFault
 
 FEATURES, WIDTH = 6, 8
 LIMIT = timedelta(seconds=30)

@@ -6,4 +6,5 @@ from experiments.benchmarks.silent_gradients.right import (  # noqa: F401
     layers,
     losses,
     packages,
+    stopped,
 )
