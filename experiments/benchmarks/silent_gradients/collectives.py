@@ -120,8 +120,6 @@ class SyncNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         y, r = ctx.saved_tensors
         sums = torch.stack([grad.sum(0), (grad * y).sum(0)])
-        if ctx.rule == "local":
-            return r * (grad - sums[0] / len(y) - y * sums[1] / len(y)), None
         if ctx.rule == "mean of means":
             sums = sums / len(y)
             dist.all_reduce(sums)

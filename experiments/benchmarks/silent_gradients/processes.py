@@ -150,15 +150,6 @@ FAULTS = [
         uneven=True,
     ),
     ProcessFault(
-        "sync_batch_norm_backward_of_local_sums",
-        f"{GITHUB}/NVIDIA/apex/issues/387",
-        "missing reduction term",
-        lambda z1, z2: sync_norm(z1, z2, "local"),
-        lambda z1, z2: sync_norm(z1, z2, "sum"),
-        whole_norm,
-        area="normalisation",
-    ),
-    ProcessFault(
         "mean_of_all_rows_without_gradient",
         f"{GITHUB}/pytorch/pytorch/pull/190419",
         "collective without gradient",

@@ -133,21 +133,3 @@ def convolution_of_a_chunk_shorter_than_its_window(mended: bool) -> Any:
         )
 
     return op(convolve, backward)
-
-
-@fault(
-    f"{GITHUB}/state-spaces/mamba/issues/342",
-    "gradient never written",
-    lambda h, g: (h[..., :4], h[..., 4:]),
-    shape=(2, 5, 8),
-    **AREA,
-)
-def gate_of_the_fast_path_without_gradient(mended: bool) -> Any:
-    def gated(x: Tensor, z: Tensor) -> Tensor:
-        return x.cumsum(1) * F.silu(z)
-
-    def backward(grad: Tensor, out: Tensor, x: Tensor, z: Tensor) -> Any:
-        dx, dz = plain_gradient(gated, grad, x, z)
-        return dx, dz if mended else torch.zeros_like(dz)
-
-    return op(gated, backward)
