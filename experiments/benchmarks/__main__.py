@@ -1,14 +1,14 @@
 """The command line: one subcommand per suite, each a module with `run(rounds) -> bool`.
 
 `gpu` also takes a folder for what it writes, and exits with 2 where there is no GPU; `throughput`
-takes the name of an encoder.
+takes the name of an encoder; `silent_gradients` a pattern of names and a number of minutes.
 """
 
 import argparse
 from importlib import import_module
 from pathlib import Path
 
-SUITES = ("contrastive", "cosine", "gpu", "throughput")
+SUITES = ("contrastive", "cosine", "gpu", "silent_gradients", "throughput")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,16 +16,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each contender")
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmark_gpu"), help="where gpu writes its results"
+        "--out", type=Path, help="where gpu and silent_gradients write their results"
     )
     parser.add_argument(
         "--encoder", choices=("small_conv", "resnet18"), help="of throughput; without it, both"
     )
+    parser.add_argument("--only", default="*", help="of silent_gradients: names that fit")
+    parser.add_argument("--minutes", type=float, help="of silent_gradients: stop after so many")
     options = parser.parse_args(arguments)
     # each suite has rivals of its own, which the others do without
     suite = import_module(f"experiments.benchmarks.{options.suite}")
     if options.suite == "gpu":
-        return suite.run(options.rounds, options.out)
+        return suite.run(options.rounds, options.out or Path("benchmark_gpu"))
+    if options.suite == "silent_gradients":
+        out = options.out or Path("silent_gradients")
+        return 0 if suite.run(options.only, options.minutes, out) else 1
     if options.suite == "throughput":
         return 0 if suite.run(options.rounds, options.encoder) else 1
     return 0 if suite.run(options.rounds) else 1
