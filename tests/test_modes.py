@@ -1,0 +1,83 @@
+"""The private interfaces of torch that `cosloss.modes` uses: each is there and means what it did."""
+
+import operator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import vmap
+
+from cosloss import modes
+
+PRIVATE = (
+    "torch._C._are_functorch_transforms_active",
+    "torch._C._dispatch_keys",
+    "torch._C.DispatchKey.Python",
+    "torch._C._functorch.is_functorch_wrapped_tensor",
+    "torch._C._functorch.is_legacy_batchedtensor",
+    "torch._C._is_tracing",
+    "torch._C._len_torch_dispatch_stack",
+    "torch.autograd.forward_ad._current_level",
+    "torch.fx.experimental.proxy_tensor.get_proxy_mode",
+)
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_torch_has_it(name):
+    import torch.fx.experimental.proxy_tensor
+
+    assert operator.attrgetter(name.removeprefix("torch."))(torch) is not None
+
+
+def test_no_other_file_uses_one():
+    library = Path(modes.__file__).parent
+    private = ("torch._C", "forward_ad._", "_functorch")
+    users = {
+        str(path.relative_to(library))
+        for path in library.rglob("*.py")
+        if any(name in path.read_text() for name in private)
+    }
+    assert users == {"modes.py"}
+
+
+def test_what_each_question_answers():
+    x = torch.ones(2)
+    seen = {}
+
+    def look(name, tensor=x):
+        seen[name] = (
+            modes.differentiates_itself(tensor),
+            modes.in_memory([tensor]),
+            modes.plain([tensor]),
+            modes.readable(tensor),
+        )
+
+    look("nothing")
+    look("parameter", torch.nn.Parameter(x))
+    look("meta", x.to("meta"))
+    look("negated", torch.ones(2, dtype=torch.cfloat).conj().imag)
+    with torch.inference_mode():
+        look("inference", torch.ones(2))
+    vmap(lambda y: look("unrelated vmap") or y)(x)
+    vmap(lambda y: look("batched", y) or y)(torch.ones(3, 2))
+    with forward_ad.dual_level():
+        look("level")
+        look("tangent", forward_ad.make_dual(x, x))
+    assert seen == {
+        "nothing": (False, True, True, True),
+        "parameter": (False, True, True, True),
+        "meta": (True, False, True, False),
+        "negated": (False, False, True, True),
+        "inference": (False, True, True, True),
+        "unrelated vmap": (True, False, True, True),
+        "batched": (True, False, False, False),
+        "level": (False, False, False, True),
+        "tangent": (True, False, False, True),
+    }
+    assert modes.autocast_dtype(x) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert modes.autocast_dtype(x) is torch.bfloat16
+        with modes.without_autocast(x):
+            assert modes.autocast_dtype(x) is None
+    assert modes.autocast_dtype(x.to("meta")) is None
