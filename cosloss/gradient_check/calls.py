@@ -166,11 +166,35 @@ class Cotangents:
     Args:
         seed: of the generic ones, `Draw.cotangent`; every call's outputs get the same.
         recorded: gradients by the outputs' names.
+        doubts: how far off each recorded one may be, by name: the roundings of a difference.
     """
 
-    def __init__(self, seed: int, recorded: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        recorded: Mapping[str, Tensor] | None = None,
+        doubts: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.seed = seed
         self.recorded = recorded
+        self.doubts = doubts or {}
+        self.factor = 1.0
+
+    def scaled(self, factor: float) -> "Cotangents":
+        """All of them times a factor; of k/8, k below 16, generic ones stay exact."""
+        recorded = self.recorded
+        if recorded is not None:
+            recorded = {n: (t * factor).to(t.dtype) for n, t in recorded.items()}
+        scaled = Cotangents(self.seed, recorded, self.doubts)
+        scaled.factor = self.factor * factor
+        return scaled
+
+    def doubted(self, draw: Draw) -> "Cotangents":
+        """Other gradients that may as well be the right ones."""
+        if not self.doubts or self.recorded is None:
+            return self
+        moved = {n: draw.signs(t.real) * self.doubts[n] for n, t in self.recorded.items()}
+        return Cotangents(self.seed, {n: t + moved[n] for n, t in self.recorded.items()})
 
     def on(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         """One gradient per output.
@@ -180,7 +204,7 @@ class Cotangents:
         """
         if self.recorded is None:
             draw = Draw(self.seed)
-            return [draw.cotangent(output) for output in outputs.values()]
+            return [draw.cotangent(output) * self.factor for output in outputs.values()]
         found: Mapping[str, Tensor | None] = self.recorded
         if not self.recorded.keys() <= outputs.keys():
             if len(self.recorded) != len(outputs):

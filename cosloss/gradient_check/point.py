@@ -34,6 +34,7 @@ from cosloss.gradient_check.calls import (
     tensors_in,
 )
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.stop_gradients import StopGradients
 
 STEP = 1e-6
 # of rows of length 1: the truncation h^2 f'''/6 and the rounding 2^-53 |f| / h stay well below
@@ -106,6 +107,8 @@ def _at(
     draw: Draw,
 ) -> PointReport:
     cotangents = Cotangents(draw.below(2**31))
+    stops = StopGradients()
+    fn = _with_constants(fn, stops)
     grads = gradients(fn, point, wanted, cotangents)
     if surrogate is not None:
         return _beside(grads, gradients(surrogate, point, wanted, cotangents), wanted)
@@ -133,6 +136,14 @@ def _at(
     value = max(1.0, float(grads["value"].abs().sum()))
     problem = _torch_gradcheck(fn, point, wanted, how, worst.slope, value, draw)
     return PointReport(problem, worst.absolute, worst.relative, worst.slope)
+
+
+def _with_constants(fn: Function, stops: StopGradients) -> Function:
+    def call(inputs: Any) -> Any:
+        with stops.held():
+            return fn(inputs)
+
+    return call
 
 
 def _along(

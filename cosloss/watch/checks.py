@@ -42,8 +42,8 @@ class Discrepancy:
         loss = recording.loss
         cotangents, analytic = Cotangents(seed), None
         if not loss.gathers:  # of one that does, the local form is called again
-            incoming, recorded = _observed(recording)
-            cotangents = Cotangents(seed, incoming)
+            incoming, doubts, recorded = _observed(recording)
+            cotangents = Cotangents(seed, incoming, doubts)
             value = flat_value({name: recording.values[name] for name in incoming})
             analytic = {"value": value, **{name: as_real(g) for name, g in recorded.items()}}
         elif recording.observed() is None:
@@ -135,13 +135,13 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
             return Finding("not checked", said or f"{type(error).__name__}: {lines[0]}")
 
 
-def _observed(recording: Recording) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _observed(recording: Recording) -> tuple[dict[str, Tensor], ...]:
     found = recording.observed()
     if found is None:
         raise NotCheckedError(NO_GRADIENT)
-    incoming, analytic = found
+    incoming, doubts, gradients = found
     if not all(g.isfinite().all() for g in incoming.values()):
         raise NotCheckedError(
             "its incoming gradient is not finite (an overflow of the loss scale?)"
         )
-    return incoming, analytic
+    return incoming, doubts, gradients

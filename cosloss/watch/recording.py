@@ -109,10 +109,15 @@ class Recording:
         self._undo.clear()
         self._targets.clear()
 
-    def observed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """The outputs' incoming gradients and the inputs' gradients; None if none came.
+    def observed(
+        self,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None:
+        """The outputs' incoming gradients, how far off each may be, and the inputs' gradients.
 
-        They are those of the first backward that asked for all of them, or for most.
+        None if none came. An output that the call itself goes on to use gets a sum of gradients, of
+        which the call's own share is taken away: the sum's rounding stays.
+
+        All are those of the first backward that asked for all of them, or for most.
         """
         # a second backward after one that built a graph may reach into the middle of the call
         runs = list(self._backwards.values())
@@ -129,7 +134,13 @@ class Recording:
             found = run.gradients.get(name)
             found = torch.zeros_like(tensors[name]) if found is None else found
             gradients[name] = found.to_dense() if found.is_sparse else found
-        return {n: self._external(run, n) for n in self.values}, gradients
+        incoming = {n: self._external(run, n) for n in self.values}
+        doubts = {n: torch.zeros_like(g) for n, g in incoming.items()}
+        for name, inner in run.inner.items():
+            total = run.incoming.get(name)
+            if total is not None:
+                doubts[name] = torch.finfo(total.dtype).eps * (total.abs() + inner.abs())
+        return incoming, doubts, gradients
 
     def _external(self, run: _Backward, name: str) -> Tensor:
         """An output's gradient less what the call's own nodes contributed to it."""
