@@ -302,9 +302,9 @@ def flat_value(outputs: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([as_real(output).flatten() for output in outputs.values()])
 
 
-def as_real(t: Tensor) -> Tensor:
-    """A dense, detached float64 tensor; a complex one with a last dimension of 2."""
-    t = t.detach()
+def as_real(t: Tensor, detach: bool = True) -> Tensor:
+    """A dense float64 tensor, detached or not; a complex one with a last dimension of 2."""
+    t = t.detach() if detach else t
     t = t if t.layout is torch.strided else t.to_dense()
     return (
         torch.view_as_real(t.to(torch.complex128).resolve_conj()) if t.is_complex() else t.double()

@@ -27,6 +27,7 @@ MOVE = 4.0
 # of the mean of 5 errors, in units of their spread: 0.5 where they are independent
 AVERAGED = 1.0
 SAFETY = 4.0
+CANCELLING = 64.0
 
 
 def noise_budgets(
@@ -40,8 +41,8 @@ def noise_budgets(
 ) -> dict[str, float]:
     """What each gradient's error may be as noise, as a norm; 0 where it is no noise.
 
-    With a twin it is at most four times the largest error of the twin; without one it must be an
-    error of a function that gives the same bits twice.
+    With a twin it is at most four times the largest error of the twin; without one it is at most 64
+    roundings at the scale of the largest gradient. A function must give the same bits twice.
     """
     draw = Draw(cotangents.seed + 1)
     ours: list[dict[str, Tensor]] = []
@@ -66,13 +67,15 @@ def noise_budgets(
         if twin:
             peers.append(_errors(gradients(twin, point, wanted, weights), truth, factor))
     again = _errors(gradients(fn, point, wanted, weights), truth, factor)
+    # a gradient that cancels is rounded at the scale of the others, which do not
+    scale = max(truth[name].square().mean().sqrt().item() for name in wanted) / factor
     budgets = {}
     for name in wanted:
         found = torch.stack([errors[name], *(error[name] for error in ours)])
         mean = found.mean(0)
         spread = (found - mean).square().mean(0).sum().sqrt().item()
         random = bool(mean.norm() <= AVERAGED * spread) and torch.equal(again[name], ours[-1][name])
-        limit = SAFETY * spread
+        limit = min(SAFETY * spread, CANCELLING * u * scale * errors[name].numel() ** 0.5)
         if twin:
             limit = SAFETY * max(peer[name].norm().item() for peer in peers)
         budgets[name] = limit if random and limit == limit else 0.0

@@ -33,9 +33,9 @@ class _Hook:
     """A forward hook that a copied or pickled module does not take along."""
 
     def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self.call = call
+        # here, since it imports the compiler, which takes a second
+        self.call = None if call is None else torch.compiler.disable(call)
 
-    @torch.compiler.disable
     def __call__(self, *args: Any) -> None:
         if self.call is not None:
             self.call(*args)
