@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosloss.gradient_check.calls import judged_inputs, map_tensors, tensors_in
+from cosloss.gradient_check.calls import Cotangents, judged_inputs, map_tensors, tensors_in
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
 from cosloss.gradient_check.module import PureLoss
@@ -77,7 +77,7 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
     if not isinstance(record, dict) or "check" not in record:
         raise ValueError(f"{path} was not written by a gradient check")
     try:
-        loss = PureLoss(_decode(record["loss"], record), _decode(record["twin"], record))
+        loss = PureLoss(_decode(record["loss"], record), _decode(record["twin"], record)).frozen()
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"the loss cannot be imported ({error}); run this from your project's folder"
@@ -103,10 +103,10 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
 def _run(loss: PureLoss, inputs: dict[str, Any], check: dict[str, Any]) -> Any:
     wanted = judged_inputs(inputs)
     if check.pop("kind") == "gradient_discrepancy":
-        return compare_calls(loss, loss.twin, inputs, wanted)
-    surrogate, seed = check.pop("surrogate"), check.pop("seed")
+        return compare_calls(loss, loss.twin, inputs, wanted, Cotangents(0))
+    surrogate, seed, rows = (check.pop(name) for name in ("surrogate", "seed", "rows"))
     how = FiniteDifferences(**check)
-    return check_calls(loss, inputs, wanted, how, seed, loss.twin if surrogate else None)
+    return check_calls(loss, inputs, wanted, how, seed, loss.twin if surrogate else None, rows)
 
 
 def _encode(value: Any) -> Any:

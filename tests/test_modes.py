@@ -1,4 +1,4 @@
-"""The private interfaces of torch that `cosloss.modes` uses: each is there and means what it did."""
+"""The private interfaces of torch that `cosloss.modes` uses: there, meaning what they did."""
 
 import operator
 from pathlib import Path

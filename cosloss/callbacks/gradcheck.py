@@ -1,14 +1,10 @@
 """Finite differences of the loss, on rows of the live batch, while it trains."""
 
-from typing import Any
-
-from cosloss.callbacks.check import LossCheck, Twin
-from cosloss.callbacks.finding import Finding
-from cosloss.callbacks.observed import Observation, Target, judged
-from cosloss.gradient_check.calls import tensors_in
-from cosloss.gradient_check.finite_differences import check_calls
-from cosloss.gradient_check.module import PureLoss
+from cosloss.callbacks.check import LossCheck
 from cosloss.gradient_check.point import FiniteDifferences
+from cosloss.watch.checks import Differences
+from cosloss.watch.gradient_watch import Twin
+from cosloss.watch.targets import Target
 
 
 class GradcheckCallback(LossCheck):
@@ -40,8 +36,9 @@ class GradcheckCallback(LossCheck):
         second_order: run gradgradcheck too.
 
     Attributes:
-        checks_run: how many checks were made.
-        checks_failed: how many of them failed.
+        checks_run: how many checks came to a verdict.
+        checks_failed: how many of these said wrong.
+        checks_skipped: how many could not be made; a warning says why, once.
     """
 
     prefix = "gradcheck"
@@ -64,25 +61,5 @@ class GradcheckCallback(LossCheck):
         self.surrogate = surrogate
         self.how = FiniteDifferences(directions, slow_entries, unit_rows, forward_ad, second_order)
 
-    def check(self, loss: PureLoss, observation: Observation) -> Finding:
-        if self.surrogate and loss.twin is None:
-            raise ValueError("surrogate=True needs a twin, or a module with a reference()")
-        report = check_calls(
-            loss,
-            observation.inputs,
-            judged(tensors_in(observation.inputs)),
-            self.how,
-            seed=self.batches_seen,
-            surrogate=loss.twin if self.surrogate else None,
-        )
-        scalars = {
-            "passed": float(report.passed),
-            "max_abs_error": report.max_abs_error,
-            "max_rel_error": report.max_rel_error,
-            "degenerate": float(report.degenerate),
-        }
-        table = "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v:.3g} |" for k, v in scalars.items())
-        return Finding(report.passed, report.reason, scalars, table)
-
-    def settings(self) -> dict[str, Any]:
-        return {**vars(self.how), "surrogate": self.surrogate, "seed": self.batches_seen}
+    def judge(self) -> Differences:
+        return Differences(self.how, self.rows, self.surrogate)

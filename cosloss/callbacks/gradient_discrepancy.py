@@ -3,20 +3,19 @@
 from typing import Any
 
 from cosloss.callbacks import tensorboard
-from cosloss.callbacks.check import LossCheck, Twin
-from cosloss.callbacks.finding import Finding
-from cosloss.callbacks.observed import Observation, Target, judged
-from cosloss.gradient_check.calls import tensors_in
-from cosloss.gradient_check.discrepancy import compare_calls
-from cosloss.gradient_check.module import PureLoss
+from cosloss.callbacks.check import LossCheck
+from cosloss.watch.checks import Discrepancy
+from cosloss.watch.finding import Finding
+from cosloss.watch.gradient_watch import Twin
+from cosloss.watch.recording import Recording
+from cosloss.watch.targets import Target
 
 
 class GradientDiscrepancyCallback(LossCheck):
     """Compare a loss's gradient with its twin's every n batches, as training computes it.
 
     In the training dtype, device and autocast state, and against the twin in float64, so that one
-    sees which of the two is off. If the batch has at most `rows` rows, the gradient is that of the
-    live graph, the one training is about to use; otherwise the loss is called again on `rows` rows.
+    sees which of the two is off. The gradient is the one that training gets, recorded as it comes.
 
     Logs, for each input (and `value`, the loss itself; parameters of the loss are `self.<name>`),
     `gradient_discrepancy/<loss>/<input>/{relative,max_abs,cosine_distance,analytic_vs_float64,
@@ -29,17 +28,17 @@ class GradientDiscrepancyCallback(LossCheck):
         on_failure: "warn", "raise" a `GradientError`, or "stop" gracefully, with a checkpoint.
         target: the loss: None for the LightningModule's `loss`, `loss_fn` or `criterion`, a dotted
             path, a module, or a dict of several of these by name. Functions serve as well.
-        rows: how many rows of the batch are looked at; None for all.
+        rows: has no effect any more: the whole batch is looked at.
         twin: the loss in plain autograd torch operations (or a dict of them by name); None for the
             module's `reference()`, or, where it has none, the loss itself in float64.
 
     Attributes:
-        checks_run: how many checks were made.
-        checks_failed: how many of them failed.
+        checks_run: how many checks came to a verdict.
+        checks_failed: how many of these said wrong.
+        checks_skipped: how many could not be made; a warning says why, once.
     """
 
     prefix = "gradient_discrepancy"
-    live_graph = True
 
     def __init__(
         self,
@@ -52,22 +51,11 @@ class GradientDiscrepancyCallback(LossCheck):
         super().__init__(every_n_batches, on_failure, target, rows, twin)
         self._charted: dict[str, list[str]] = {}
 
-    def check(self, loss: PureLoss, observation: Observation) -> Finding:
-        wanted = judged(tensors_in(observation.inputs))
-        report = compare_calls(
-            loss, loss.twin, observation.inputs, wanted, analytic=observation.analytic
-        )
-        scalars = {
-            f"{name}/{tag}": number
-            for name, found in {"value": report.value, **report.inputs}.items()
-            for tag, number in found.scalars().items()
-        }
-        source = "the live graph" if observation.analytic else "a second call on sampled rows"
-        table = f"{report.markdown()} The analytic gradient is that of {source}."
-        return Finding(report.passed, report.reason, scalars, table, report)
+    def judge(self) -> Discrepancy:
+        return Discrepancy()
 
     def log_details(
-        self, writer: Any, name: str, finding: Finding, observation: Observation, step: int
+        self, writer: Any, name: str, finding: Finding, call: Recording, step: int
     ) -> None:
         if finding.report is None:
             return
@@ -81,7 +69,7 @@ class GradientDiscrepancyCallback(LossCheck):
             writer,
             f"{self.prefix}/{name}",
             finding.report,
-            observation.inputs,
+            call.inputs,
             step,
-            figure=power_of_two or not finding.passed,
+            figure=power_of_two or finding.verdict == "wrong",
         )

@@ -1,15 +1,19 @@
 """Calling a function of nested inputs at a point of one's choice, and its gradient there."""
 
 import copy
+import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cosloss.gradient_check.copies import copy_tensor, wide_dtype
+from cosloss.gradient_check.generators import Draw, Generators, generators_kept
 
 Function = Callable[[Any], Any]
 
@@ -21,18 +25,40 @@ def map_tensors(change: Callable[[str, Tensor], Any], value: Any, name: str = ""
         >>> map_tensors(lambda name, x: name, {"a": torch.ones(1), "b": (torch.ones(1), 2)})
         {'a': 'a', 'b': ('b.0', 2)}
     """
+    changed: Any
     if isinstance(value, Tensor):
         return change(name, value)
-    below = f"{name}." if name else ""
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        changed = copy.copy(value)
+        for field in dataclasses.fields(value):
+            item = map_tensors(change, getattr(value, field.name), _below(name, field.name))
+            object.__setattr__(changed, field.name, item)
+        return changed
     if isinstance(value, Mapping):
-        changed: Any = copy.copy(value)
+        changed = copy.copy(value)
         for key, item in value.items():
-            changed[key] = map_tensors(change, item, f"{below}{key}")
+            changed[key] = map_tensors(change, item, _below(name, key))
         return changed
     if isinstance(value, (tuple, list)):
-        items = [map_tensors(change, item, f"{below}{i}") for i, item in enumerate(value)]
+        items = [map_tensors(change, item, _below(name, i)) for i, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def _below(name: str, key: Any) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def change_each(change: Callable[[str, Tensor], Tensor], value: Any) -> Any:
+    """As `map_tensors`; a tensor that stands in several places is changed once, and stays one."""
+    changed: dict[int, Tensor] = {}
+
+    def once(name: str, t: Tensor) -> Tensor:
+        if id(t) not in changed:
+            changed[id(t)] = change(name, t)
+        return changed[id(t)]
+
+    return map_tensors(once, value)
 
 
 def tensors_in(value: Any) -> dict[str, Tensor]:
@@ -43,8 +69,8 @@ def tensors_in(value: Any) -> dict[str, Tensor]:
 
 
 def replace_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """`value` with the tensors of those names in place of its own."""
-    return map_tensors(lambda name, tensor: tensors.get(name, tensor), value)
+    """`value` with the tensors of those names in place of its own, wherever these stand."""
+    return change_each(lambda name, tensor: tensors.get(name, tensor), value)
 
 
 def named_arguments(
@@ -67,8 +93,14 @@ def named_arguments(
 
 
 def on_nest(fn: Callable[..., Any]) -> Function:
-    """fn as a function of the nest that `named_arguments` makes."""
-    return lambda inputs: fn(*inputs["args"].values(), **inputs["kwargs"])
+    """fn as a function of the nest that `named_arguments` makes; it always draws the same."""
+    generators = Generators()
+
+    def call(inputs: Any) -> Any:
+        generators.restore()
+        return fn(*inputs["args"].values(), **inputs["kwargs"])
+
+    return call
 
 
 def display_name(name: str) -> str:
@@ -82,103 +114,228 @@ def judged_inputs(inputs: Any) -> list[str]:
     Raises:
         ValueError: there is no floating-point tensor among the inputs.
     """
-    floating = {n: t for n, t in tensors_in(inputs).items() if t.is_floating_point()}
+    tensors = tensors_in(inputs).items()
+    floating = {n: t for n, t in tensors if t.is_floating_point() or t.is_complex()}
     if not floating:
         raise ValueError("none of the inputs is a floating-point tensor")
     return [n for n, t in floating.items() if t.requires_grad] or list(floating)
 
 
-def sample_rows(inputs: Any, wanted: Sequence[str], rows: int | None, offset: int = 0) -> Any:
-    """The inputs with at most `rows` rows of every tensor that has the batch's length.
+def sample_rows(inputs: Any, wanted: Sequence[str], rows: int, draw: Draw) -> Any:
+    """The inputs with `rows` rows of the batch, drawn at random; as they are if unsure.
 
-    The batch's length is that of the longest tensor in `wanted`; the rows lie evenly, from `offset`
-    on. Views; the order of rows is kept, so that pairs, labels and targets stay together.
+    Every tensor argument with dimensions, and every list of arguments, must be as long as every
+    other: then their rows are one batch's. Parameters and buffers are never sampled. The order of
+    rows is kept, so that pairs, labels and targets stay together.
     """
-    tensors = tensors_in(inputs)
-    batch = max((len(tensors[name]) for name in wanted if tensors[name].ndim), default=0)
-    if rows is None or batch <= rows:
+    called = {key: inputs[key] for key in ("args", "kwargs") if key in inputs} or inputs
+    lengths = {len(t) for t in tensors_in(called).values() if t.ndim}
+    lists = [v for part in called.values() for v in _lists(part)]
+    whole = len(lengths | {len(v) for v in lists}) != 1
+    batch = min(lengths, default=0)
+    if whole or batch <= rows or not any(n for n in wanted if not n.startswith("self.")):
         return inputs
-    step = batch // rows
+    chosen = torch.randperm(batch, generator=draw.generator)[:rows].sort().values
 
     def sample(name: str, t: Tensor) -> Tensor:
-        return t[offset % step :: step][:rows] if t.ndim and len(t) == batch else t
+        rows_of = t[chosen.to(t.device)] if t.ndim else t
+        return rows_of.detach().requires_grad_(t.requires_grad)
 
-    return map_tensors(sample, inputs)
-
-
-def cotangent(output: Tensor) -> Tensor:
-    """A generic gradient on an output, exact in every floating-point dtype.
-
-    It is never 1, so that a backward which leaves out the incoming gradient is seen.
-    """
-    if output.ndim == 0:
-        return torch.full_like(output, 0.375)
-    position = torch.arange(output.numel(), device=output.device)
-    return ((position * 5 % 16 - 7.5) / 8).to(output.dtype).reshape(output.shape)
+    return {**inputs, **change_each(sample, _sample_lists(called, chosen.tolist()))}
 
 
-def outputs_of(result: Any) -> list[Tensor]:
-    """The tensors of a function's result through which a gradient flows."""
-    return [t for t in tensors_in(result).values() if t.requires_grad and t.is_floating_point()]
+def _lists(value: Any) -> list[list[Any]]:
+    """The lists among arguments whose items are not tensors."""
+    items = value.values() if isinstance(value, Mapping) else [value]
+    return [v for v in items if isinstance(v, list) and not any(isinstance(i, Tensor) for i in v)]
 
 
-def gradients(fn: Function, inputs: Any, wanted: Sequence[str]) -> dict[str, Tensor]:
-    """The gradients of fn(inputs), weighted by `cotangent`, on the inputs `wanted`, in float64.
+def _sample_lists(called: Any, chosen: list[int]) -> Any:
+    def few(value: Any) -> Any:
+        return [value[i] for i in chosen] if any(value is v for v in _lists(value)) else value
 
-    They are computed in the inputs' own dtypes, on detached copies. Under "value" stand all
-    outputs, as one vector.
-    """
-    copies = map_tensors(lambda name, t: t.detach().clone(), inputs)
-    leaves = {n: t.requires_grad_() for n, t in tensors_in(copies).items() if n in wanted}
-    return backward(fn(copies), leaves)
-
-
-def backward(result: Any, leaves: Mapping[str, Tensor], keep: bool = False) -> dict[str, Tensor]:
-    """As `gradients`, from a result whose graph exists; `keep` leaves the graph for another use."""
-    outputs = outputs_of(result)
-    if not outputs:
-        raise ValueError("the result does not depend on its inputs by autograd")
-    weights = [cotangent(output) for output in outputs]
-
-    def grad(scale: float, keep: bool) -> list[Tensor]:
-        scaled = [weight * scale for weight in weights]
-        with without_autocast(outputs):  # a training loop calls backward outside of it
-            found = torch.autograd.grad(
-                outputs, list(leaves.values()), scaled, retain_graph=keep, allow_unused=True
-            )
-        return [
-            torch.zeros_like(leaf) if g is None else g.detach()
-            for leaf, g in zip(leaves.values(), found, strict=True)
-        ]
-
-    scale = 1.0
-    if any(t.dtype == torch.float16 for t in (*outputs, *leaves.values())):
-        # float16 gradients underflow without the loss scale that training uses
-        largest = max(float(g.abs().max()) for g in grad(1.0, True) if g.numel())
-        resolved = 0 < largest < math.inf
-        scale = 2.0 ** min(max(-math.frexp(largest)[1], -14), 14) if resolved else 2.0**12
-    found = grad(scale, keep)
-    value = torch.cat([output.detach().double().flatten() for output in outputs])
     return {
-        "value": value,
-        **{name: g.double() / scale for name, g in zip(leaves, found, strict=True)},
+        key: {n: few(v) for n, v in part.items()} if isinstance(part, Mapping) else few(part)
+        for key, part in called.items()
     }
 
 
+class Cotangents:
+    """The gradients on a function's outputs: recorded ones, or generic ones of a seed.
+
+    Args:
+        seed: of the generic ones, `Draw.cotangent`; every call's outputs get the same.
+        recorded: gradients by the outputs' names.
+        doubts: how far off each recorded one may be, by name: the roundings of a difference.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        recorded: Mapping[str, Tensor] | None = None,
+        doubts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.recorded = recorded
+        self.doubts = doubts or {}
+        self.factor = 1.0
+
+    def scaled(self, factor: float) -> "Cotangents":
+        """All of them times a factor; of k/8, k below 16, generic ones stay exact."""
+        recorded = self.recorded
+        if recorded is not None:
+            recorded = {n: (t * factor).to(t.dtype) for n, t in recorded.items()}
+        scaled = Cotangents(self.seed, recorded, self.doubts)
+        scaled.factor = self.factor * factor
+        return scaled
+
+    def doubted(self, draw: Draw) -> "Cotangents":
+        """Other gradients that may as well be the right ones."""
+        if not self.doubts or self.recorded is None:
+            return self
+        moved = {n: draw.signs(t.real) * self.doubts[n] for n, t in self.recorded.items()}
+        return Cotangents(self.seed, {n: t + moved[n] for n, t in self.recorded.items()})
+
+    def on(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """One gradient per output.
+
+        Raises:
+            ValueError: the outputs are not those of the recorded gradients.
+        """
+        if self.recorded is None:
+            draw = Draw(self.seed)
+            return [draw.cotangent(output) * self.factor for output in outputs.values()]
+        found: Mapping[str, Tensor | None] = self.recorded
+        if not self.recorded.keys() <= outputs.keys():
+            if len(self.recorded) != len(outputs):
+                raise ValueError(
+                    f"the twin has {len(outputs)} outputs through which gradients flow, "
+                    f"the function {len(self.recorded)}"
+                )
+            found = dict(zip(outputs, self.recorded.values(), strict=True))
+        weights = []
+        for name, output in outputs.items():
+            weight = found.get(name)
+            if weight is None:
+                weight = torch.zeros_like(output)
+            elif weight.numel() != output.numel():
+                raise ValueError(
+                    f"the twin's output has shape {tuple(output.shape)}, "
+                    f"the function's {tuple(weight.shape)}"
+                )
+            if weight.shape != output.shape:
+                weight = weight.reshape(output.shape)
+            weights.append(weight.to(output.dtype))
+        return weights
+
+
+def outputs_of(result: Any) -> dict[str, Tensor]:
+    """The tensors of a function's result through which a gradient flows, by name."""
+    found = tensors_in(result).items()
+    return {n: t for n, t in found if t.requires_grad and (t.is_floating_point() or t.is_complex())}
+
+
+class _Fresh(torch.autograd.Function):
+    """The identity, as a copy of its own: a function may write into what it is called with."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return copy_tensor(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0]
+
+
+def copied_inputs(inputs: Any, wanted: Container[str]) -> tuple[Any, dict[str, Tensor]]:
+    """Copies to call a function with, and the leaves behind those of the names `wanted`."""
+    leaves: dict[str, Tensor] = {}
+
+    def copied(name: str, t: Tensor) -> Tensor:
+        if name not in wanted:
+            return copy_tensor(t)
+        leaves[name] = copy_tensor(t).requires_grad_()
+        # parameters are leaves, what a function is called with is not
+        return leaves[name] if name.startswith("self.") else _Fresh.apply(leaves[name])
+
+    return change_each(copied, inputs), leaves
+
+
+def gradients(
+    fn: Function, inputs: Any, wanted: Sequence[str], cotangents: Cotangents
+) -> dict[str, Tensor]:
+    """The gradients of fn(inputs), weighted by `cotangents`, on the inputs `wanted`, in float64.
+
+    They are computed in the inputs' own dtypes, on detached copies; complex ones are returned as
+    pairs of real numbers. Under "value" stand all outputs, as one vector.
+    """
+    copies, leaves = copied_inputs(inputs, wanted)
+    return backward(fn(copies), leaves, cotangents)
+
+
+def backward(
+    result: Any, leaves: Mapping[str, Tensor], cotangents: Cotangents
+) -> dict[str, Tensor]:
+    """As `gradients`, from a result whose graph exists."""
+    outputs = outputs_of(result)
+    if not outputs:
+        raise ValueError("the result does not depend on its inputs by autograd")
+    weights = cotangents.on(outputs)
+    made_up = cotangents.recorded is None
+    half = any(t.dtype == torch.float16 for t in (*outputs.values(), *leaves.values()))
+    # float16 gradients underflow without the loss scale that training uses
+    scale = _float16_scale(outputs, leaves, weights) if half and made_up else 1.0
+    scaled = [weight * scale for weight in weights] if scale != 1.0 else weights
+    with without_autocast(outputs):  # a training loop calls backward outside of it
+        found = torch.autograd.grad(
+            list(outputs.values()), list(leaves.values()), scaled, allow_unused=True
+        )
+    grads = {
+        name: as_real(torch.zeros_like(leaf) if g is None else g) / scale
+        for (name, leaf), g in zip(leaves.items(), found, strict=True)
+    }
+    return {"value": flat_value(outputs), **grads}
+
+
+def flat_value(outputs: Mapping[str, Tensor]) -> Tensor:
+    """All outputs as one vector in float64."""
+    return torch.cat([as_real(output).flatten() for output in outputs.values()])
+
+
+def as_real(t: Tensor, detach: bool = True) -> Tensor:
+    """A dense float64 tensor, detached or not; a complex one with a last dimension of 2."""
+    t = t.detach() if detach else t
+    t = t if t.layout is torch.strided else t.to_dense()
+    return (
+        torch.view_as_real(t.to(torch.complex128).resolve_conj()) if t.is_complex() else t.double()
+    )
+
+
+def _float16_scale(
+    outputs: Mapping[str, Tensor], leaves: Mapping[str, Tensor], weights: list[Tensor]
+) -> float:
+    # a shared graph would not survive a Function that writes into what it saved: by the outputs
+    largest = max((float(w.abs().max()) for w in weights if w.numel()), default=1.0)
+    entries = max((leaf.numel() for leaf in leaves.values()), default=1)
+    scalar = all(output.ndim == 0 for output in outputs.values())
+    return (
+        2.0 ** round(math.log2(min(2.0**14, max(1.0, entries**0.5)) / largest)) if scalar else 1.0
+    )
+
+
 def in_float64(inputs: Any) -> Any:
-    """The inputs detached, every floating-point tensor as float64."""
-    return map_tensors(lambda n, t: t.detach().double() if t.is_floating_point() else t, inputs)
+    """The inputs detached, floating-point tensors as float64, complex ones as complex128."""
+
+    def widen(name: str, t: Tensor) -> Tensor:
+        return copy_tensor(t, wide_dtype(t.dtype)) if t.dtype != wide_dtype(t.dtype) else t.detach()
+
+    return change_each(widen, inputs)
 
 
 @contextmanager
-def undisturbed(inputs: Any) -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """A scope with gradients on and outside inference mode that leaves the generators as found."""
-    devices = {t.device for t in tensors_in(inputs).values() if t.device.type == "cuda"}
-    with (
-        torch.random.fork_rng(devices=list(devices)),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
+    with generators_kept(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

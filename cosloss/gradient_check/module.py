@@ -1,22 +1,25 @@
-"""A loss module as a pure function of its inputs, its parameters among them."""
+"""A module as a pure function of its inputs, its parameters and buffers among them."""
 
 import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from cosloss.gradient_check.calls import named_arguments, on_nest, tensors_in
+from cosloss.gradient_check.calls import named_arguments, tensors_in
+from cosloss.gradient_check.copies import copy_state
+from cosloss.gradient_check.generators import Generators
 
 
 class PureLoss:
     """A module, and its twin, as functions of one nest of inputs, which leave the module as it is.
 
-    inputs = {"args": {name: value}, "kwargs": {name: value}, "self": {name: tensor}}, the last the
-    module's parameters and buffers: they are replaced for the time of a call only, so that a call
-    changes no buffer and runs in any dtype. The module's own hooks do not fire. A loss that gathers
-    from other processes (`gather_distributed`) is called in its local form.
+    inputs = {"args": {name: value}, "kwargs": {name: value}, "self": {name: tensor}, "twin": ...},
+    the last two the tensors that take the places of the module's parameters and buffers, and of a
+    twin module's. Each call is of a copy, made for it: what it counts, queues or averages is new
+    every time, and the generators draw what they drew at `frozen`. The module's own hooks do not
+    fire. A loss that gathers from other processes (`gather_distributed`) is called in its local
+    form.
 
     The twin is `twin`, or else the module's `reference()`, or else None. It takes the loss's
     arguments, and sees the parameters that it reads from the module replaced as well.
@@ -24,20 +27,21 @@ class PureLoss:
 
     def __init__(self, module: nn.Module, twin: Callable[..., Any] | None = None) -> None:
         self.gathers = bool(getattr(module, "gather_distributed", False))
-        if self.gathers:
-            module = copy.copy(module)
-            module.gather_distributed = False  # type: ignore[assignment]
         # torch.compile wraps a module: parameters have their names from within
         self.module: Any = getattr(module, "_orig_mod", module)
         self.given_twin = twin
-        if twin is None and hasattr(self.module, "reference"):
-            twin = self._reference
-        self._twin_state = twin.state_dict() if isinstance(twin, nn.Module) else {}
-        self._call = _caller(self.module, module.forward)
-        self.twin = None if twin is None else _caller(self.module, twin)
+        self.generators: Generators | None = None
+        has_twin = twin is not None or hasattr(self.module, "reference")
+        self.twin: Callable[[dict[str, Any]], Any] | None = self._twin if has_twin else None
 
     def __call__(self, inputs: dict[str, Any]) -> Any:
-        return self._call(inputs)
+        module, _ = self._fresh(inputs)
+        return module.forward(*inputs["args"].values(), **inputs["kwargs"])
+
+    def _twin(self, inputs: dict[str, Any]) -> Any:
+        module, twin = self._fresh(inputs)
+        called = module.reference() if twin is None else twin
+        return called(*inputs["args"].values(), **inputs["kwargs"])
 
     @property
     def title(self) -> str:
@@ -45,46 +49,52 @@ class PureLoss:
         own = vars(self.module).get("forward")
         return type(self.module).__name__ if own is None else getattr(own, "__name__", str(own))
 
-    def _reference(self, *args: Any, **kwargs: Any) -> Any:
-        # asked for at each call: it may read parameters, which are replaced meanwhile
-        return self.module.reference()(*args, **kwargs)
-
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The nest of a call's arguments, without the module's parameters."""
         return named_arguments(self.module.forward, args, kwargs)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The rest of the nest: the parameters and buffers of the module, and of a twin module."""
-        state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        return {"self": state, "twin": dict(self._twin_state)}
+        twin = self.given_twin if isinstance(self.given_twin, nn.Module) else None
+        return {"self": _tensors(self.module), "twin": _tensors(twin) if twin else {}}
+
+    def frozen(self) -> "PureLoss":
+        """This loss as it is now: copied, with the generators' states of this moment."""
+        frozen = copy.copy(self)
+        frozen.generators = Generators()
+        # each call has other tensors in the parameters' places: these are never read
+        live = [m for m in (self.module, self.given_twin) if isinstance(m, nn.Module)]
+        memo = {id(p): p for module in live for p in module.parameters()}
+        frozen.module, frozen.given_twin = self._copies(dict[int, Any](memo))
+        if self.gathers:
+            frozen.module.gather_distributed = False
+        frozen.twin = None if self.twin is None else frozen._twin
+        return frozen
+
+    def _copies(self, memo: dict[int, Any], wide: bool = False) -> tuple[Any, Any]:
+        module = copy_state(self.module, memo, wide)
+        memo[id(self.module)] = module  # a twin may be a method of the module
+        return module, copy_state(self.given_twin, memo, wide)
+
+    def _fresh(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        memo: dict[int, Any] = {}
+        for own, name in ((self.module, "self"), (self.given_twin, "twin")):
+            given = inputs.get(name, {})
+            if isinstance(own, nn.Module):
+                buffers = dict(own.named_buffers())
+                for key, tensor in _tensors(own).items():
+                    if key in given:
+                        new = given[key].clone() if key in buffers else given[key]
+                        memo[id(tensor)] = new
+        floating = [t for t in tensors_in(inputs).values() if t.is_floating_point()]
+        wide = bool(floating) and all(t.element_size() == 8 for t in floating)
+        module, twin = self._copies(memo, wide)
+        if self.generators is not None:
+            self.generators.restore()
+        if self.gathers:
+            module.gather_distributed = False
+        return module, twin
 
 
-def _caller(module: nn.Module, function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    holder = _Holder(module, function)
-    buffers = {name for name, _ in module.named_buffers()}
-
-    def call(inputs: dict[str, Any]) -> Any:
-        # a buffer that the loss counts in is new in each call, so that calls are alike
-        state = {
-            f"module.{name}": t.clone() if name in buffers else t
-            for name, t in tensors_in(inputs.get("self", {})).items()
-        }
-        if isinstance(function, nn.Module):
-            state |= {f"function.{n}": t for n, t in tensors_in(inputs.get("twin", {})).items()}
-        if not state:
-            return on_nest(function)(inputs)
-        return functional_call(holder, state, tuple(inputs["args"].values()), inputs["kwargs"])
-
-    return call
-
-
-class _Holder(nn.Module):
-    """Calls a function while functional_call has a module's parameters replaced."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())

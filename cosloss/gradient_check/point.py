@@ -10,6 +10,7 @@ steps, since a function may compute in float32 whatever its inputs are.
 """
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -21,19 +22,26 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from cosloss.gradient_check.calls import (
+    Cotangents,
     Function,
-    cotangent,
+    as_real,
+    change_each,
+    copied_inputs,
     display_name,
     gradients,
-    map_tensors,
+    outputs_of,
     replace_tensors,
     tensors_in,
 )
+from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.stop_gradients import StopGradients
 
 STEP = 1e-6
 # of rows of length 1: the truncation h^2 f'''/6 and the rounding 2^-53 |f| / h stay well below
 RELATIVE = 1e-5
 ROUNDING = 1e-8
+# gradcheck sees so many outputs one by one, or so many random sums of more
+OUTPUTS, SUMS = 64, 4
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,15 @@ class PointReport:
 
 
 def check_point(
-    fn: Function, point: Any, wanted: list[str], how: FiniteDifferences, surrogate: Function | None
+    fn: Function,
+    point: Any,
+    wanted: list[str],
+    how: FiniteDifferences,
+    surrogate: Function | None,
+    draw: Draw,
 ) -> PointReport:
     """The check, repeated nearby if it fails: a move leaves a kink behind, and no wrong formula."""
-    first = found = _at(fn, point, wanted, how, surrogate)
+    first = found = _at(fn, point, wanted, how, surrogate, draw)
     for _ in range(2):
         if not found.problem:
             return found
@@ -81,23 +94,31 @@ def check_point(
         def nearby(name: str, t: Tensor) -> Tensor:
             if name not in wanted:
                 return t
-            return t + 1e-3 * t.square().mean().sqrt() * torch.randn_like(t)
+            return t + 1e-3 * t.square().mean().sqrt() * draw.normal(t)
 
-        found = _at(fn, map_tensors(nearby, point), wanted, how, surrogate)
+        found = _at(fn, change_each(nearby, point), wanted, how, surrogate, draw)
     return found if not found.problem else first
 
 
 def _at(
-    fn: Function, point: Any, wanted: list[str], how: FiniteDifferences, surrogate: Function | None
+    fn: Function,
+    point: Any,
+    wanted: list[str],
+    how: FiniteDifferences,
+    surrogate: Function | None,
+    draw: Draw,
 ) -> PointReport:
-    grads = gradients(fn, point, wanted)
+    cotangents = Cotangents(draw.below(2**31))
+    stops = StopGradients()
+    fn = _with_constants(fn, stops)
+    grads = gradients(fn, point, wanted, cotangents)
     if surrogate is not None:
-        return _beside(grads, gradients(surrogate, point, wanted), wanted)
+        return _beside(grads, gradients(surrogate, point, wanted, cotangents), wanted)
     worst = PointReport("", 0.0, 0.0, 0.0)
     exact = True
     for name in wanted:
         for _ in range(how.directions):
-            error, size, allowed, precise = _along(fn, point, name, grads)
+            error, size, allowed, precise = _along(fn, point, name, grads, cotangents, draw)
             exact = exact and precise
             relative = error / size if size > ROUNDING else 0.0
             problem = ""
@@ -115,26 +136,41 @@ def _at(
     if worst.problem or not exact:
         return worst
     value = max(1.0, float(grads["value"].abs().sum()))
-    problem = _torch_gradcheck(fn, point, wanted, how, worst.slope, value)
+    problem = _torch_gradcheck(fn, point, wanted, how, worst.slope, value, draw)
     return PointReport(problem, worst.absolute, worst.relative, worst.slope)
 
 
+def _with_constants(fn: Function, stops: StopGradients) -> Function:
+    def call(inputs: Any) -> Any:
+        with stops.held():
+            return fn(inputs)
+
+    return call
+
+
 def _along(
-    fn: Function, point: Any, name: str, grads: dict[str, Tensor]
+    fn: Function,
+    point: Any,
+    name: str,
+    grads: dict[str, Tensor],
+    cotangents: Cotangents,
+    draw: Draw,
 ) -> tuple[float, float, float, bool]:
     """Estimated error, size and allowed error of one gradient's norm, and whether f is precise."""
     x, grad = tensors_in(point)[name], grads[name]
     root = math.sqrt(x.numel())
-    direction = torch.randn_like(x)
+    direction = draw.normal(x)
     direction /= direction.norm()
     # a step in proportion to the rows' length, which is 1 unless the caller wants otherwise
     step = STEP * (float(x.norm()) / math.sqrt(len(x) if x.ndim > 1 else x.numel()) or 1.0)
 
     def slope(step: float) -> float:
-        up = _value(fn, replace_tensors(point, {name: x + step * direction}))
-        return (up - _value(fn, replace_tensors(point, {name: x - step * direction}))) / (2 * step)
+        up = _value(fn, replace_tensors(point, {name: x + step * direction}), grads, cotangents)
+        return (
+            up - _value(fn, replace_tensors(point, {name: x - step * direction}), grads, cotangents)
+        ) / (2 * step)
 
-    analytic, numeric = float((grad * direction).sum()), slope(step)
+    analytic, numeric = float((grad * as_real(direction)).sum()), slope(step)
     size = max(float(grad.norm()), abs(numeric) * root)
     noise = ROUNDING * max(1.0, float(grads["value"].abs().sum())) * STEP / step
     allowed = RELATIVE * size + noise * root
@@ -158,7 +194,13 @@ def _along(
 
 
 def _torch_gradcheck(
-    fn: Function, point: Any, wanted: list[str], how: FiniteDifferences, size: float, value: float
+    fn: Function,
+    point: Any,
+    wanted: list[str],
+    how: FiniteDifferences,
+    size: float,
+    value: float,
+    draw: Draw,
 ) -> str:
     """What torch.autograd.gradcheck, and gradgradcheck, have to say: nothing if all is right."""
 
@@ -166,7 +208,8 @@ def _torch_gradcheck(
 
     def check(entries: int | None, fast: bool, second_order: bool) -> None:
         # a few entries of each input vary, or all; the others stay as they are
-        parts = {name: _split(inputs[name].detach().flatten(), entries) for name in wanted}
+        seed = draw.below(2**31)
+        parts = {name: _split(inputs[name].detach().flatten(), entries, draw) for name in wanted}
         leaves = [part[1].clone().requires_grad_() for part in parts.values()]
 
         def outputs(*varied: Tensor) -> tuple[Tensor, ...]:
@@ -174,8 +217,14 @@ def _torch_gradcheck(
                 name: torch.cat([before, x, after]).reshape(inputs[name].shape)
                 for (name, (before, _, after)), x in zip(parts.items(), varied, strict=True)
             }
-            results = tensors_in(fn(replace_tensors(point, given))).values()
-            return tuple(t for t in results if t.is_floating_point())
+            found = tensors_in(fn(replace_tensors(point, given))).values()
+            results = [t for t in found if t.is_floating_point() or t.is_complex()]
+            if sum(t.numel() for t in results) <= OUTPUTS:
+                return tuple(results)
+            # gradcheck keeps a row of the Jacobian per entry: of many entries it sees a few sums
+            flat = torch.cat([as_real(t, detach=False).flatten() for t in results])
+            sums = Draw(seed)
+            return (torch.stack([(flat * sums.normal(flat)).sum() for _ in range(SUMS)]),)
 
         first_order = partial(gradcheck, check_forward_ad=how.forward_ad)
         judge = gradgradcheck if second_order else first_order
@@ -193,11 +242,11 @@ def _torch_gradcheck(
     return ""
 
 
-def _split(flat: Tensor, entries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _split(flat: Tensor, entries: int | None, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """A random block of so many entries, with what is before and after it; None for all."""
     if entries is None or entries >= len(flat):
         return flat[:0], flat, flat[:0]
-    start = int(torch.randint(len(flat) - entries + 1, (), device="cpu"))
+    start = draw.below(len(flat) - entries + 1)
     return flat[:start], flat[start : start + entries], flat[start + entries :]
 
 
@@ -212,10 +261,11 @@ def _beside(grads: dict[str, Tensor], right: dict[str, Tensor], wanted: list[str
     return PointReport(problem, largest(errors.values()), relative, largest(sizes.values()))
 
 
-def _value(fn: Function, inputs: Any) -> float:
-    with torch.no_grad():
-        outputs = [t for t in tensors_in(fn(inputs)).values() if t.is_floating_point()]
-        return float(sum((o.double() * cotangent(o).double()).sum() for o in outputs))
+def _value(fn: Function, inputs: Any, wanted: Container[str], cotangents: Cotangents) -> float:
+    outputs = outputs_of(fn(copied_inputs(inputs, wanted)[0]))
+    weights = cotangents.on(outputs)
+    pairs = zip(outputs.values(), weights, strict=True)
+    return float(sum((as_real(o) * as_real(c)).sum() for o, c in pairs))
 
 
 def largest(numbers: Any) -> float:

@@ -57,7 +57,7 @@ class GradientReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the value and every gradient are finite and within their error budgets."""
+        """Whether every gradient is finite and within its error budget; the value is shown only."""
         return not self.failures
 
     @property

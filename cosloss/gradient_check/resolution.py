@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import Function, gradients, replace_tensors, tensors_in
+from cosloss.gradient_check.calls import (
+    Cotangents,
+    Function,
+    gradients,
+    replace_tensors,
+    tensors_in,
+)
 
 ROUNDINGS = 64 * torch.finfo(torch.float64).eps
 
 
-def resolution(judge: Function, exact: Any, wanted: list[str]) -> dict[str, float]:
+def resolution(
+    judge: Function, exact: Any, wanted: list[str], cotangents: Cotangents
+) -> dict[str, float]:
     """The norm up to which the judge's value and each of its gradients may be noise.
 
     Empty where the rows cannot be matched otherwise.
@@ -28,7 +36,8 @@ def resolution(judge: Function, exact: Any, wanted: list[str]) -> dict[str, floa
         if x.ndim and len(x) > 1:
             moved[name] = x.roll(turn, 0)
     try:
-        found = gradients(judge, replace_tensors(exact, moved), wanted) if moved else {}
+        matched = replace_tensors(exact, moved)
+        found = gradients(judge, matched, wanted, cotangents) if moved else {}
     except Exception:  # whatever the rows must have in common, they have no longer
         return {}
     sizes = {name: ROUNDINGS * g.norm().item() for name, g in found.items()}

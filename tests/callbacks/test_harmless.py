@@ -222,15 +222,25 @@ def test_the_model_can_be_copied_and_pickled_while_it_is_observed(tmp_path):
     assert [check.checks_run for check in checks] == [4, 4]
 
 
-def test_only_sampled_rows_are_held(tmp_path):
+def test_nothing_is_held_but_on_due_batches(tmp_path):
     held = []
 
     class Holding(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            for check in trainer.callbacks[:2]:
-                for seen in check._observed.values():
-                    held.append(max(len(z) for z in seen[0].inputs["args"].values()))
-                    assert "self" not in seen[0].inputs
+            calls = [check.watch._recordings for check in trainer.callbacks[:2]]
+            held.append([sum(map(len, seen.values())) for seen in calls])
 
-    train(Counting(), [*both(3, rows=4), Holding()], tmp_path, rows=32)
-    assert held == [4] * 4
+        def on_before_zero_grad(self, trainer, *_):
+            held.append([len(check.watch._recordings) for check in trainer.callbacks[:2]])
+
+    train(Counting(), [*both(3), Holding()], tmp_path, batches=6)
+    assert held == [
+        [1, 1],
+        [0, 0],
+        *([[0, 0]] * 4),
+        [1, 1],
+        [0, 0],
+        *([[0, 0]] * 2),
+        [1, 1],
+        [0, 0],
+    ]

@@ -7,6 +7,7 @@ from torch import nn
 from cosloss import functional, reference
 from cosloss.gradient_check import compare_gradients
 from cosloss.gradient_check.calls import map_tensors, sample_rows, tensors_in
+from cosloss.gradient_check.generators import Draw
 from cosloss.gradient_check.report import _spacing
 from tests.callbacks import planted
 
@@ -85,7 +86,8 @@ def test_the_diagnosis(rule, words):
     assert words in compare_gradients(loss, loss.reference(), *views()).reason
 
 
-def test_numbers_by_hand():
+def test_numbers_by_hand(monkeypatch):
+    monkeypatch.setattr(Draw, "cotangent", lambda _, output: torch.full_like(output, 0.375))
     x = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
 
     class Off(torch.autograd.Function):
@@ -170,12 +172,21 @@ def test_random_state_and_graph_are_left_alone():
 
 
 def test_sampling_keeps_rows_together():
-    inputs = {"z": torch.arange(20.0).reshape(10, 2), "y": torch.arange(10), "w": torch.ones(3)}
-    sampled = sample_rows(inputs, ["z"], rows=3, offset=4)
-    assert sampled["y"].tolist() == [1, 4, 7]
-    assert sampled["z"][:, 0].tolist() == [2, 8, 14]
-    assert len(sampled["w"]) == 3
-    assert sample_rows(inputs, ["z"], rows=10) is inputs
+    def sampled(rows=3, **inputs):
+        return sample_rows({"args": inputs}, ["args.z"], rows, Draw(4))["args"]
+
+    z, y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
+    few = sampled(z=z, y=y, ids=list(range(10)))
+    assert few["y"].tolist() == few["ids"] == (few["z"][:, 0] / 2).tolist()
+    assert few["ids"] == sorted(few["ids"])
+    assert len(few["y"]) == 3
+    assert len(sampled(rows=10, z=z)["z"]) == 10
+
+
+@pytest.mark.parametrize("other", [torch.ones(30, 2), [1, 2], {"y": torch.arange(4)}])
+def test_what_may_not_be_one_batch_is_not_sampled(other):
+    inputs = {"args": {"z": torch.ones(10, 2), "other": other}}
+    assert sample_rows(inputs, ["args.z"], 3, Draw(0)) is inputs
 
 
 def test_nests_keep_their_types():

@@ -1,24 +1,36 @@
-"""What a check found about one call of a loss."""
+"""What a check found about one call, and the worst over several calls."""
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cosloss.gradient_check.report import GradientReport
 
+Verdict = Literal["right", "wrong", "not checked"]
+
 
 class GradientError(RuntimeError):
-    """A gradient check failed, and its callback was told to raise."""
+    """A gradient check failed, and it was told to raise."""
+
+
+class NotCheckedError(Exception):
+    """A check cannot be made; the message says why."""
 
 
 @dataclass
 class Finding:
     """Verdict, reason in one line, scalars by the end of their tags, and a Markdown table."""
 
-    passed: bool
+    verdict: Verdict
     reason: str
-    scalars: dict[str, float]
-    table: str
+    scalars: dict[str, float] = field(default_factory=dict)
+    table: str = ""
     report: GradientReport | None = field(default=None, repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gradient was checked and found right."""
+        return self.verdict == "right"
 
 
 def worst(scalars: list[dict[str, float]]) -> dict[str, float]:

@@ -1,0 +1,94 @@
+"""The random generators' states, so that every call of a function draws the same numbers."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Generators:
+    """The states of torch's, Python's and NumPy's global generators at one moment."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        self.cuda = (
+            torch.cuda.get_rng_state()
+            if torch.cuda.is_available() and torch.cuda.is_initialized()
+            else None
+        )
+        self.python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self.numpy: Any = numpy.random.get_state() if numpy else None
+
+    def restore(self) -> None:
+        """Put the generators back to these states."""
+        torch.set_rng_state(self.torch)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+
+    def moved(self) -> bool:
+        """Whether anything was drawn since."""
+        if not torch.equal(self.torch, torch.get_rng_state()) or self.python != random.getstate():
+            return True
+        return self.cuda is not None and not torch.equal(self.cuda, torch.cuda.get_rng_state())
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """A scope that leaves the generators as it found them."""
+    before = Generators()
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+class Draw:
+    """Random tensors from a generator of one's own: the global ones stay where they are.
+
+    Args:
+        seed: the same seed draws the same tensors, on every device.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal entries, of the shape, dtype and device of `like`."""
+        return torch.randn(like.shape, dtype=like.dtype, generator=self.generator).to(like.device)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Entries between 0 and 1, of the shape, dtype and device of `like`."""
+        return torch.rand(like.shape, dtype=like.dtype, generator=self.generator).to(like.device)
+
+    def signs(self, like: Tensor) -> Tensor:
+        """Entries 1 and -1, of the shape, dtype and device of `like`."""
+        bits = torch.randint(2, like.shape, generator=self.generator)
+        return (2 * bits - 1).to(like.dtype).to(like.device)
+
+    def below(self, end: int) -> int:
+        """An integer from 0 to end - 1."""
+        return int(torch.randint(end, (), generator=self.generator))
+
+    def cotangent(self, output: Tensor) -> Tensor:
+        """A generic gradient on an output: ±k/8, k = 1 ... 15, exact in every dtype.
+
+        No number of neighbours has a sum that is known, so that a backward which leaves out a
+        mean or a sum is seen; on a 0-d output it is never 1, so that one which leaves out the
+        incoming gradient is.
+        """
+        shape = (*output.shape, 2) if output.is_complex() else output.shape
+        steps = torch.randint(1, 16, shape, generator=self.generator)
+        steps[steps == 8] = 7 if output.ndim == 0 else 8
+        signs = 2 * torch.randint(2, shape, generator=self.generator) - 1
+        drawn = (steps * signs).double() / 8
+        if output.is_complex():
+            drawn = torch.view_as_complex(drawn)
+        return drawn.to(output.dtype).to(output.device)

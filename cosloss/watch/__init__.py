@@ -1,0 +1,7 @@
+"""Gradient checks in any training loop; imports torch alone."""
+
+from cosloss.watch.checks import Differences, Discrepancy
+from cosloss.watch.finding import GradientError
+from cosloss.watch.gradient_watch import GradientWatch
+
+__all__ = ["Differences", "Discrepancy", "GradientError", "GradientWatch"]

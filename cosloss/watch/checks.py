@@ -1,0 +1,147 @@
+"""The two judges of a recorded call: its twin and float64, and finite differences."""
+
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cosloss.gradient_check.calls import Cotangents, as_real, flat_value, tensors_in
+from cosloss.gradient_check.discrepancy import compare_calls
+from cosloss.gradient_check.finite_differences import check_calls
+from cosloss.gradient_check.point import FiniteDifferences
+from cosloss.watch.finding import Finding, NotCheckedError
+from cosloss.watch.recording import Recording
+
+NO_GRADIENT = "no gradient came back to it in the step that called it"
+
+
+class Check(Protocol):
+    """A judge of a recorded call; `prefix` begins its tags."""
+
+    prefix: str
+
+    def check(self, recording: Recording, seed: int) -> Finding:
+        """Judge the call; raises what stands in the way, which is no verdict."""
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """The options that a replay needs."""
+
+
+class Discrepancy:
+    """The gradients that training got, against the twin's in its precision and in float64."""
+
+    prefix = "gradient_discrepancy"
+
+    def check(self, recording: Recording, seed: int) -> Finding:
+        """Judge one call.
+
+        Raises:
+            NotCheckedError: no gradient came, or not a finite one.
+        """
+        loss = recording.loss
+        cotangents, analytic = Cotangents(seed), None
+        if not loss.gathers:  # of one that does, the local form is called again
+            incoming, doubts, recorded = _observed(recording)
+            cotangents = Cotangents(seed, incoming, doubts)
+            value = flat_value({name: recording.values[name] for name in incoming})
+            analytic = {"value": value, **{name: as_real(g) for name, g in recorded.items()}}
+        elif recording.observed() is None:
+            raise NotCheckedError(NO_GRADIENT)
+        inputs, judged = recording.inputs, recording.judged
+        report = compare_calls(loss, loss.twin, inputs, judged, cotangents, analytic)
+        scalars = {
+            f"{name}/{tag}": number
+            for name, found in {"value": report.value, **report.inputs}.items()
+            for tag, number in found.scalars().items()
+        }
+        table = f"{report.markdown()} The analytic gradient is the one that training used."
+        return Finding("right" if report else "wrong", report.reason, scalars, table, report)
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """No options."""
+        return {}
+
+
+class Differences:
+    """The function's gradient against finite differences in float64.
+
+    Args:
+        how: which checks, and how many.
+        rows: so many rows of a batch are looked at; None for all.
+        surrogate: the twin's gradient in place of finite differences.
+    """
+
+    prefix = "gradcheck"
+
+    def __init__(self, how: FiniteDifferences, rows: int | None, surrogate: bool = False) -> None:
+        self.how = how
+        self.rows = rows
+        self.surrogate = surrogate
+
+    def check(self, recording: Recording, seed: int) -> Finding:
+        """Judge one call.
+
+        Raises:
+            ValueError: a surrogate without a twin.
+        """
+        loss = recording.loss
+        if self.surrogate and loss.twin is None:
+            raise ValueError("surrogate=True needs a twin, or a module with a reference()")
+        report = check_calls(
+            loss,
+            recording.inputs,
+            recording.judged,
+            self.how,
+            seed,
+            loss.twin if self.surrogate else None,
+            rows=self.rows,
+        )
+        scalars = {
+            "passed": float(report.passed),
+            "max_abs_error": report.max_abs_error,
+            "max_rel_error": report.max_rel_error,
+            "degenerate": float(report.degenerate),
+        }
+        if report.skipped:
+            return Finding("not checked", report.reason)
+        table = "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v:.3g} |" for k, v in scalars.items())
+        return Finding("right" if report else "wrong", report.reason, scalars, table)
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """The options of `check_calls`."""
+        return {**vars(self.how), "surrogate": self.surrogate, "seed": seed, "rows": self.rows}
+
+
+def judge(check: Check, recording: Recording, seed: int) -> Finding:
+    """The finding of a check; whatever it raises is a check that could not be made."""
+    if recording.problem:
+        return Finding("not checked", recording.problem)
+    if recording.collectives and not recording.loss.gathers:
+        return Finding("not checked", f"it asks other processes ({recording.collectives})")
+    tensors = tensors_in(recording.inputs)
+    broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if set(broken) & set(recording.judged):
+        name = broken[0].removeprefix("args.").removeprefix("kwargs.")
+        return Finding("wrong", f"{name}: it was called with NaN or inf")
+    with ExitStack() as stack:
+        for kind, dtype in recording.autocast.items():
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
+        try:
+            return check.check(recording, seed)
+        except Exception as error:  # a kernel's wrapper may raise anything
+            lines = str(error).splitlines() or [""]
+            said = lines[0] if isinstance(error, NotCheckedError) else ""
+            return Finding("not checked", said or f"{type(error).__name__}: {lines[0]}")
+
+
+def _observed(recording: Recording) -> tuple[dict[str, Tensor], ...]:
+    found = recording.observed()
+    if found is None:
+        raise NotCheckedError(NO_GRADIENT)
+    incoming, doubts, gradients = found
+    if not all(g.isfinite().all() for g in incoming.values()):
+        raise NotCheckedError(
+            "its incoming gradient is not finite (an overflow of the loss scale?)"
+        )
+    return incoming, doubts, gradients

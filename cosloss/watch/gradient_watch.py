@@ -1,0 +1,316 @@
+"""Gradient checks in any training loop: which calls are recorded, when they are judged, counts."""
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cosloss.gradient_check.module import PureLoss
+from cosloss.replay import save_failure
+from cosloss.watch.checks import Check, Discrepancy, judge
+from cosloss.watch.finding import Finding, GradientError, worst
+from cosloss.watch.recording import Recording
+from cosloss.watch.targets import Found, Target, find_losses, turns
+
+ON_FAILURE = ("warn", "raise", "stop")
+CALLS_PER_STEP = 4
+FILES_PER_MODULE = 3
+Twin = Callable[..., Any] | Mapping[str, Callable[..., Any]] | None
+# tag's first part, module's name, scalars, finding, the call, the step
+Report = Callable[[str, dict[str, float], Finding, Recording], None]
+
+_judging = False  # a check calls modules, perhaps observed ones
+
+
+class _Hook:
+    """A forward hook that a copied or pickled module does not take along."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        # here, since it imports the compiler, which takes a second
+        self.call = None if call is None else torch.compiler.disable(call)
+
+    def __call__(self, *args: Any) -> None:
+        if self.call is not None:
+            self.call(*args)
+
+    def __reduce__(self) -> Any:
+        return _Hook, ()
+
+
+class GradientWatch:
+    """Watch the gradients of modules while they train, in any loop.
+
+    Observes, and never repeats: on a step that is due, hooks record what training itself hands to
+    the module and back, and a reference is computed from copies when the step is over.
+
+    Args:
+        module: the model.
+        target: what to watch in it: a path ("head.loss"), a pattern ("blocks.*.norm"), a class, a
+            module, a list or a dict of these; None for its `loss`, `loss_fn` or `criterion`. Of
+            patterns, classes and lists one module is looked at on each step that is due, in turn.
+        every: how many steps from one check to the next; the first step is checked.
+        on_failure: "warn", "raise" a `GradientError`, or "stop": `should_stop` becomes true.
+        twin: the same function in plain autograd operations (or a dict of them by name); None for
+            the module's `reference()`, or, where it has none, the module itself in float64.
+        check: the judge; None for `Discrepancy()`.
+        log: called as log(tag, value, step).
+        directory: the folder of files from which failures are reproduced; None for no files.
+
+    Attributes:
+        steps_seen: how many steps there were.
+        checks_run: how many checks came to a verdict.
+        checks_failed: how many of these said wrong.
+        checks_skipped: how many could not be made.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing is found.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+        >>> watch = GradientWatch(model, target="1", every=10)
+        >>> with watch.step():
+        ...     model(torch.ones(2, 4)).sum().backward()
+        >>> watch.summary()
+        'gradient_discrepancy: 1 check, 0 failed, 0 not checked'
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        target: Target = None,
+        every: int = 50,
+        on_failure: str = "warn",
+        twin: Twin = None,
+        check: Check | None = None,
+        log: Callable[[str, float, int], None] | None = None,
+        directory: str | Path | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1; got {every}")
+        if on_failure not in ON_FAILURE:
+            raise ValueError(f"on_failure must be one of {ON_FAILURE}; got {on_failure!r}")
+        self.every = every
+        self.on_failure = on_failure
+        self.check: Check = check or Discrepancy()
+        self.directory = None if directory is None else Path(directory)
+        self.rank = ""
+        self.should_stop = self.was_due = False
+        self.steps_seen = self.checks_run = self.checks_failed = self.checks_skipped = 0
+        self.reports: list[Report] = [] if log is None else [partial(_log, log, self)]
+        self._due = True
+        self._listening = False
+        self._pending: set[str] = set()
+        self._turn = 0
+        self._open: dict[str, Recording] = {}
+        self._recordings: dict[str, list[Recording]] = {}
+        self._outcomes: list[dict[str, Any]] = []
+        self._messages: list[str] = []
+        self._warned: set[tuple[str, str]] = set()
+        self._saved: dict[str, int] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._losses: dict[str, PureLoss] = {}
+        self._turns = turns(target)
+        for name, (found, stand_in) in find_losses(module, target).items():
+            self._losses[name] = PureLoss(
+                found, twin.get(name) if isinstance(twin, Mapping) else twin
+            )
+            if isinstance(stand_in, Found):
+                self._undo.append(stand_in.release)
+            # nearest to the forward itself: what other hooks change is the call's, or is not
+            before = found.register_forward_pre_hook(
+                _Hook(partial(self._before, name)), with_kwargs=True
+            )
+            after = found.register_forward_hook(
+                _Hook(partial(self._after, name)), with_kwargs=True, prepend=True
+            )
+            self._undo += [before.remove, after.remove]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The scope of one training step, from the forward pass to the end of backward."""
+        self.start()
+        try:
+            yield
+        except BaseException:
+            self._drop()
+            raise
+        self.act(self.finish())
+
+    def start(self, due: bool = False) -> None:
+        """Begin a step; `due` checks whatever the count says."""
+        self._drop()
+        self._due = due or self._due or self.steps_seen % self.every == 0
+        if self._due:
+            names = list(self._losses)
+            self._pending = {names[self._turn % len(names)]} if self._turns else set(names)
+            self._turn += 1
+        self._listening = True
+
+    def finish(self) -> list[str]:
+        """End a step and judge its calls; returns one text per failure."""
+        global _judging
+        self._listening = False
+        recordings, self._recordings = self._recordings, {}
+        _judging = True
+        try:
+            for name, calls in recordings.items():
+                for call in calls:
+                    call.release()
+                self._judge(name, calls)
+        finally:
+            _judging = False
+        self.was_due, self._due = self._due, False
+        self.steps_seen += 1
+        messages, self._messages = self._messages, []
+        return messages
+
+    def act(self, messages: list[str]) -> None:
+        """Warn, raise or stop, if there are messages."""
+        if not messages:
+            return
+        if self.on_failure == "raise":
+            raise GradientError("\n".join(messages))
+        warnings.warn("\n".join(messages), stacklevel=3)
+        self.should_stop = self.should_stop or self.on_failure == "stop"
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        self._drop()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    def warn_if_nothing_was_checked(self, before: int = 0) -> None:
+        """Warn where no check was due to a call; `before` counts the checks of earlier runs."""
+        if self.checks_run + self.checks_failed + self.checks_skipped == before:
+            names = ", ".join(self._losses)
+            warnings.warn(
+                f"{self.check.prefix} checked nothing: {names} was never called with an input "
+                "that requires a gradient",
+                stacklevel=2,
+            )
+
+    def summary(self) -> str:
+        """One line: checks, failures, and what was not checked and why."""
+        text = f"{self.check.prefix}: {self.checks_run} check{'s' * (self.checks_run != 1)}, "
+        text += f"{self.checks_failed} failed, {self.checks_skipped} not checked"
+        reasons = sorted({f"{n}: {r}" for n, r in self._warned})
+        return f"{text} ({'; '.join(reasons)})" if reasons else text
+
+    def report(self) -> str:
+        """All counts, and every check with its verdict and numbers, as JSON."""
+        counts = {n: getattr(self, n) for n in ("checks_run", "checks_failed", "checks_skipped")}
+        return json.dumps({**counts, "steps_seen": self.steps_seen, "checks": self._outcomes})
+
+    def __getstate__(self) -> dict[str, Any]:
+        idle = {"_open": {}, "_recordings": {}, "_undo": [], "_losses": {}, "_listening": False}
+        return vars(self) | idle
+
+    def _drop(self) -> None:
+        for calls in (*self._recordings.values(), list(self._open.values())):
+            for call in calls:
+                call.release()
+        self._recordings, self._open, self._listening = {}, {}, False
+
+    def _before(
+        self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._open.pop(name, None)
+        calls = self._recordings.get(name, ())
+        if not self._listens(name) or len(calls) == CALLS_PER_STEP:
+            return
+        loss = self._losses[name]
+        try:
+            recording = Recording(loss, args, kwargs)
+        except Exception as error:  # a check never ends a run
+            self._skip(name, f"{type(error).__name__}: {error}")
+            return
+        if recording.judged:
+            self._open[name] = recording
+
+    def _after(
+        self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        recording = self._open.pop(name, None)
+        if recording is None:
+            return
+        try:
+            if recording.finish(result):
+                self._recordings.setdefault(name, []).append(recording)
+        except Exception as error:
+            recording.release()
+            self._skip(name, f"{type(error).__name__}: {error}")
+
+    def _listens(self, name: str) -> bool:
+        return (
+            self._listening and name in self._pending and not _judging and torch.is_grad_enabled()
+        )
+
+    def _judge(self, name: str, calls: list[Recording]) -> None:
+        start = time.perf_counter()
+        findings = [judge(self.check, call, self.steps_seen) for call in calls]
+        order = {"wrong": 0, "right": 1, "not checked": 2}
+        # a call that checkpointing made again got no gradient, which says nothing beside others
+        shown = min(range(len(calls)), key=lambda i: order[findings[i].verdict])
+        found, call = findings[shown], calls[shown]
+        self._pending.discard(name)
+        if found.verdict == "not checked":
+            self._skip(name, found.reason)
+            scalars = {"skipped": 1.0}
+        else:
+            self.checks_run += 1
+            scalars = worst([f.scalars for f in findings])
+        if found.verdict == "wrong":
+            self.checks_failed += 1
+            self._messages.append(self._failure(name, found, call))
+        scalars["seconds"] = time.perf_counter() - start
+        outcome = {"module": name, "step": self.steps_seen, "verdict": found.verdict}
+        self._outcomes.append({**outcome, "reason": found.reason, "numbers": scalars})
+        for report in self.reports:
+            report(name, scalars, found, call)
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.checks_skipped += 1
+        self._pending.discard(name)
+        if (name, reason) not in self._warned:
+            self._warned.add((name, reason))
+            warnings.warn(f"{self.check.prefix}: `{name}` was not checked: {reason}", stacklevel=2)
+
+    def _failure(self, name: str, finding: Finding, call: Recording) -> str:
+        """The three lines that say what is wrong; the inputs are saved for the first few."""
+        batch = self.steps_seen
+        said = f"{self.check.prefix}: the gradient of `{name}` ({call.loss.title})"
+        lines = [
+            f"{said} is wrong in batch {batch}",
+            finding.reason,
+        ]
+        self._saved[name] = self._saved.get(name, 0) + 1
+        if self.directory is not None and self._saved[name] <= FILES_PER_MODULE:
+            path = self.directory / f"{self.check.prefix}-{name}-batch{batch:06d}{self.rank}.pt"
+            check = {"kind": self.check.prefix, **self.check.settings(batch)}
+            try:
+                save_failure(path, call.loss, call.inputs, call.autocast, finding.reason, check)
+                lines.append(f"reproduce it: python -m cosloss.verify --replay {path}")
+            except Exception as error:
+                lines.append(f"it could not be saved to be reproduced: {error}")
+        finding.table = "\n\n".join([*lines, finding.table])
+        return "\n  ".join(lines)
+
+
+def _log(
+    log: Callable[[str, float, int], None],
+    watch: GradientWatch,
+    name: str,
+    scalars: dict[str, float],
+    finding: Finding,
+    call: Recording,
+) -> None:
+    for tag, value in scalars.items():
+        log(f"{watch.check.prefix}/{name}/{tag}", value, watch.steps_seen)

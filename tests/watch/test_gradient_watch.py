@@ -1,0 +1,137 @@
+"""GradientWatch in a plain loop: verdicts, counts, targets; and what a cotangent must see."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cosloss.gradient_check import compare_gradients
+from cosloss.watch import GradientError, GradientWatch
+
+
+class WithoutMean(torch.autograd.Function):
+    """A layer norm whose backward forgets its mean term."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return F.layer_norm(x, x.shape[-1:])
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        y = centred / deviation
+        return (grad - y * (grad * y).mean(-1, keepdim=True)) / deviation
+
+
+class Norm(nn.Module):
+    def forward(self, x):
+        return WithoutMean.apply(x)
+
+    def reference(self):
+        return lambda x: F.layer_norm(x, x.shape[-1:])
+
+
+class Fussy(nn.Module):
+    def forward(self, x):
+        assert x.dtype == torch.float32, "float32 only"
+        return x.tanh()
+
+
+def step(watch, model, rows=6):
+    with watch.step():
+        model(torch.randn(rows, 8)).sin().sum().backward()
+
+
+@pytest.mark.parametrize("width", [8, 16, 64])
+def test_a_missing_mean_term_is_seen(width):
+    norm = Norm()
+    assert not compare_gradients(norm, norm.reference(), torch.randn(8, width))
+
+
+def test_a_wrong_layer_raises_and_a_right_one_counts():
+    model = nn.Sequential(nn.Linear(8, 8), Norm(), nn.Tanh())
+    right, wrong = GradientWatch(model, "2", 2), GradientWatch(model, "1", 2, "raise")
+    for _ in range(3):
+        step(right, model)
+    assert (right.checks_run, right.checks_failed, right.steps_seen) == (2, 0, 3)
+    with pytest.raises(GradientError, match="`1`"):
+        step(wrong, model)
+    wrong.close()
+    assert not model[1]._forward_hooks
+
+
+def test_what_cannot_be_checked_is_said_once_and_counted():
+    model = nn.Sequential(nn.Linear(8, 8), Fussy())
+    watch = GradientWatch(model, "1", 1, "raise")
+    with pytest.warns(UserWarning, match="AssertionError: float32 only"):
+        step(watch, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(watch, model)
+        step(watch, model)
+    assert (watch.checks_run, watch.checks_skipped) == (0, 3)
+    assert "float32 only" in watch.summary()
+    assert [c["verdict"] for c in json.loads(watch.report())["checks"]] == ["not checked"] * 3
+
+
+@pytest.mark.parametrize("target", ["*.act", nn.Tanh, ["a.act", "b.act"]])
+def test_many_modules_take_turns(target):
+    def block():
+        return nn.Sequential()
+
+    model = nn.Module()
+    model.a, model.b = block(), block()
+    for part in (model.a, model.b):
+        part.add_module("lin", nn.Linear(8, 8))
+        part.add_module("act", nn.Tanh())
+    model.forward = lambda x: model.b(model.a(x))
+    logged = []
+    watch = GradientWatch(model, target, 1, log=lambda *scalar: logged.append(scalar))
+    for _ in range(4):
+        step(watch, model)
+    seen = [c["module"] for c in json.loads(watch.report())["checks"]]
+    assert seen == ["a.act", "b.act"] * 2
+    assert ("gradient_discrepancy/b.act/input/relative" in {tag for tag, _, _ in logged}) or (
+        "gradient_discrepancy/b.act/0/relative" in {tag for tag, _, _ in logged}
+    )
+
+
+def test_the_first_layer_is_judged_by_its_parameters():
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x)
+            return x @ w
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, 0.5 * ctx.saved_tensors[0].T @ grad
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(8, 4))
+
+        def forward(self, x):
+            return Halved.apply(x, self.w)
+
+        def reference(self):
+            return lambda x: x @ self.w
+
+    model = nn.Sequential(First())
+    with pytest.raises(GradientError, match=r"self\.w: .*0\.5 times"):
+        step(GradientWatch(model, "0", 1, "raise"), model)
+
+
+def test_it_imports_torch_alone():
+    code = "import sys, cosloss.watch; print({'lightning', 'hydra', 'triton'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
