@@ -93,6 +93,21 @@ def readable(x: Tensor) -> bool:
     )
 
 
+def next_node() -> int:
+    """The sequence number of the next node of this thread's graph."""
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+
+def current_backward() -> int:
+    """The number of the backward pass that calls a hook."""
+    return torch._C._current_graph_task_id()
+
+
+def will_execute(node: Any) -> bool:
+    """Whether the backward pass that calls a hook goes on to this node of the graph."""
+    return torch._C._will_engine_execute_node(node)
+
+
 def autocast_dtype(like: Tensor) -> torch.dtype | None:
     """The dtype that torch.autocast takes products to on this tensor's device; None without it."""
     kind = like.device.type

@@ -11,12 +11,16 @@ from torch.func import vmap
 from cosloss import modes
 
 PRIVATE = (
+    "torch._C._current_graph_task_id",
+    "torch._C._will_engine_execute_node",
+    "torch.autograd._get_sequence_nr",
     "torch._C._are_functorch_transforms_active",
     "torch._C._dispatch_keys",
     "torch._C.DispatchKey.Python",
     "torch._C._functorch.is_functorch_wrapped_tensor",
     "torch._C._functorch.is_legacy_batchedtensor",
     "torch._C._is_tracing",
+    "torch._C._set_grad_enabled",
     "torch._C._len_torch_dispatch_stack",
     "torch.autograd.forward_ad._current_level",
     "torch.fx.experimental.proxy_tensor.get_proxy_mode",
@@ -32,13 +36,14 @@ def test_torch_has_it(name):
 
 def test_no_other_file_uses_one():
     library = Path(modes.__file__).parent
-    private = ("torch._C", "forward_ad._", "_functorch")
+    private = ("torch._C", "forward_ad._", "_functorch", "autograd._get")
     users = {
         str(path.relative_to(library))
         for path in library.rglob("*.py")
         if any(name in path.read_text() for name in private)
     }
-    assert users == {"modes.py"}
+    # the gradient check shares no code with what it judges, and looks for a call of one by itself
+    assert users == {"modes.py", "gradient_check/stop_gradients.py"}
 
 
 def test_what_each_question_answers():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from cosloss import modes
 from cosloss.gradient_check.calls import map_tensors, tensors_in
 from cosloss.gradient_check.copies import copy_tensor, wide_dtype
 from cosloss.gradient_check.module import PureLoss
@@ -82,7 +83,7 @@ class Recording:
         self.autocast = {
             k: torch.get_autocast_dtype(k) for k in kinds if torch.is_autocast_enabled(k)
         }
-        self._first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        self._first = modes.next_node()
 
     def finish(self, result: Any) -> bool:
         """Put the hooks on the graph of the call; false if no gradient flows through it."""
@@ -199,11 +200,11 @@ class Recording:
         return consumers, used
 
     def _run(self) -> _Backward:
-        task = torch._C._current_graph_task_id()
+        task = modes.current_backward()
         if task not in self._backwards:
             run = _Backward(creates_graph=torch.is_grad_enabled())
             for (node, _), name in self._targets.items():
-                if not torch._C._will_engine_execute_node(node):
+                if not modes.will_execute(node):
                     run.skipped.add(name)
             self._backwards[task] = run
         return self._backwards[task]
