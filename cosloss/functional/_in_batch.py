@@ -9,7 +9,7 @@ from cosloss.kernels.dispatch import wants_triton
 from cosloss.kernels.eager.tile_loss import TileLoss
 from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.modes import autocast_dtype, differentiates_itself, readable
+from cosloss.modes import autocast_dtype, readable
 from cosloss.notices import warn_once
 from cosloss.ops import in_batch, in_batch_pairs, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
@@ -67,10 +67,6 @@ def gathered_batch(
     peers = find_peers(r.shape[0] // views, r.device, **scalars)
     if peers is None:
         return None
-    if differentiates_itself(r, c, ignore):
-        raise RuntimeError(
-            "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
-        )
     if reduction == "none":
         raise ValueError(
             "gather_distributed gives one number, the joined batch's: reduction must "

@@ -23,7 +23,7 @@ from cosloss.distributed import Peers
 from cosloss.kernels.dispatch import in_batch as engine_for
 from cosloss.kernels.eager.tiles import Excluded
 from cosloss.kernels.eager.walk import Matrix
-from cosloss.modes import without_autocast
+from cosloss.modes import differentiates_itself, without_autocast
 
 # what a row tells of itself, in this order; its pull only if positives are several
 COEFFICIENT, TOTAL, LOSS, PULL = range(4)
@@ -82,6 +82,7 @@ class Gathered(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("gather_distributed has no second derivative: use one process")
+        _refuse_unless_plain(grads[0])
         r, c, bias, per_positive, told, heard = ctx.saved_tensors
         everyone = ctx.everyone
         needs_r, needs_c, _, _, needs_bias, *_ = ctx.needs_input_grad
@@ -123,6 +124,13 @@ class Gathered(Function):
         return grad_r, grad_c, (grad * per_positive).to(r.dtype), None, grad_bias, None, None
 
 
+def _refuse_unless_plain(*tensors: Tensor | None) -> None:
+    if differentiates_itself(*tensors):
+        raise RuntimeError(
+            "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
+        )
+
+
 def gathered(
     r: Tensor,
     c: Tensor | None,
@@ -133,4 +141,5 @@ def gathered(
     everyone: Everyone,
 ) -> Tensor:
     """`Gathered`, where bias and two-way do not occur together."""
+    _refuse_unless_plain(r, c, positive, weight, bias, everyone.own_groups, *matrix.ids)
     return Gathered.apply(r, c, positive, weight, bias, matrix, everyone)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cosloss import InfoNCELoss, NTXentLoss, SigmoidContrastiveLoss, SupConLoss
+from tests.surroundings.test_wrapper_tensors import Wrapper
 
 MODULES = [NTXentLoss, InfoNCELoss, SupConLoss, SigmoidContrastiveLoss]
 ROWS = 6
@@ -93,6 +94,19 @@ def cured(rank):
     torch.testing.assert_close(loss.log_temperature.grad, alone.log_temperature.grad)
 
 
+def wrapped(rank):
+    z1, z2 = (own(z, rank).requires_grad_() for z in views())
+    weight = torch.ones(ROWS, dtype=torch.float64)
+    loss = NTXentLoss(gather_distributed=True)
+    with pytest.raises(RuntimeError, match="gather_distributed works on plain tensors"):
+        loss(z1, z2, weight=Wrapper(weight))
+    value = loss(z1, z2, weight=weight)
+    with pytest.raises(RuntimeError, match="gather_distributed works on plain tensors"):
+        value.backward(Wrapper(torch.ones_like(value)))
+    with pytest.raises(RuntimeError, match="gather_distributed works on plain tensors"):
+        torch.func.grad(lambda w: w * loss(z1, z2))(value.detach())
+
+
 def after_inference(rank):
     from torch.nn.parallel import DistributedDataParallel
 
@@ -119,6 +133,7 @@ def everything(rank, port):
     fully_sharded(rank)
     drifting(rank)
     cured(rank)
+    wrapped(rank)
     after_inference(rank)
     dist.destroy_process_group()
 
