@@ -5,7 +5,7 @@ Private interfaces of torch are used in this file alone. They were tried with to
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,12 +24,21 @@ def differentiates_itself(*tensors: Tensor | None) -> bool:
     for meta tensors. An op that is tiled, in place and differentiable once then gives way to the
     formula with the whole matrix.
     """
-    return (
-        torch.compiler.is_compiling()
-        or transforming()
-        or _traced()
-        or any(_special(tensor) for tensor in tensors if tensor is not None)
-    )
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    if torch._C._len_torch_dispatch_stack() and _traced():
+        return True
+    for x in tensors:  # loops and no helpers here and below: every loss asks
+        if x is None:
+            continue
+        if type(x) not in PLAIN and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python):
+            return True
+        # a backward pass with is_grads_batched sees the older kind of batched tensor
+        if x.is_meta or torch._C._functorch.is_legacy_batchedtensor(x):
+            return True
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            return True
+    return False
 
 
 def composed() -> bool:
@@ -61,7 +70,7 @@ def plain(tensors: Iterable[Tensor]) -> bool:
     """Whether these are plain numbers, on any device, that nothing else looks on at."""
     return (
         not forward_mode()
-        and not _intercepted()
+        and not torch._C._len_torch_dispatch_stack()
         and all(
             type(x) in PLAIN
             and not torch._C._functorch.is_functorch_wrapped_tensor(x)
@@ -71,14 +80,19 @@ def plain(tensors: Iterable[Tensor]) -> bool:
     )
 
 
-def in_memory(tensors: Iterable[Tensor]) -> bool:
-    """Whether these are plain numbers in a CPU's memory that nothing else looks on at."""
-    return (
-        not forward_mode()
-        and not _intercepted()
-        and not transforming()
-        and all(type(x) in PLAIN and _keys(x) in _KEYS_IN_MEMORY for x in tensors)
-    )
+def in_memory(tensors: Iterable[Tensor], dtypes: Collection[torch.dtype]) -> bool:
+    """Whether these are plain numbers of such dtypes in a CPU's memory, and nothing looks on."""
+    if (
+        forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return False
+    for x in tensors:
+        keys = torch._C._dispatch_keys(x).raw_repr()
+        if type(x) not in PLAIN or x.dtype not in dtypes or keys not in _KEYS_IN_MEMORY:
+            return False
+    return True
 
 
 def readable(x: Tensor) -> bool:
@@ -89,7 +103,7 @@ def readable(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and not torch._C._functorch.is_legacy_batchedtensor(x)
-        and not _intercepted()
+        and not torch._C._len_torch_dispatch_stack()
     )
 
 
@@ -111,9 +125,9 @@ def will_execute(node: Any) -> bool:
 def autocast_dtype(like: Tensor) -> torch.dtype | None:
     """The dtype that torch.autocast takes products to on this tensor's device; None without it."""
     kind = like.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return None
-    return torch.get_autocast_dtype(kind)
+    # torch answers for devices that know autocast, and raises for the others
+    known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
@@ -123,34 +137,15 @@ def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _intercepted() -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
 def _traced() -> bool:
-    if not _intercepted():
-        return False
     # imported by whoever traces; its import would cost everybody else a second
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return proxies is not None and proxies.get_proxy_mode() is not None
 
 
-def _special(x: Tensor) -> bool:
-    if type(x) not in PLAIN and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python):
-        return True
-    # a backward pass with is_grads_batched sees the older kind of batched tensor
-    if x.is_meta or torch._C._functorch.is_legacy_batchedtensor(x):
-        return True
-    return forward_mode() and forward_ad.unpack_dual(x).tangent is not None
-
-
-def _keys(x: Tensor) -> int:
-    return torch._C._dispatch_keys(x).raw_repr()
-
-
 def _keys_of_a_new_tensor(inference: bool) -> int:
     with torch.inference_mode(inference):
-        return _keys(torch.empty(0, device="cpu"))
+        return torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 
 
 # a tensor that is batched, wrapped, negated, sparse, quantised or elsewhere has other dispatch keys

@@ -53,7 +53,7 @@ def test_what_each_question_answers():
     def look(name, tensor=x):
         seen[name] = (
             modes.differentiates_itself(tensor),
-            modes.in_memory([tensor]),
+            modes.in_memory([tensor], {torch.float32}),
             modes.plain([tensor]),
             modes.readable(tensor),
         )

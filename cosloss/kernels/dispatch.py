@@ -71,8 +71,7 @@ def wants_native(*tensors: Tensor) -> bool:
     return (
         _forced in (None, "native")
         and library.loaded() is not None
-        and all(x.dtype in library.DTYPES for x in tensors)
-        and modes.in_memory(tensors)
+        and modes.in_memory(tensors, library.DTYPES)
     )
 
 
