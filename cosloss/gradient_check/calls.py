@@ -135,7 +135,7 @@ def sample_rows(inputs: Any, wanted: Sequence[str], rows: int, draw: Draw) -> An
     batch = min(lengths, default=0)
     if whole or batch <= rows or not any(n for n in wanted if not n.startswith("self.")):
         return inputs
-    chosen = torch.randperm(batch, generator=draw.generator)[:rows].sort().values
+    chosen = torch.randperm(batch, generator=draw.generator, device="cpu")[:rows].sort().values
 
     def sample(name: str, t: Tensor) -> Tensor:
         rows_of = t[chosen.to(t.device)] if t.ndim else t

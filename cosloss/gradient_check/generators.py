@@ -58,24 +58,28 @@ class Draw:
     """
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal entries, of the shape, dtype and device of `like`."""
-        return torch.randn(like.shape, dtype=like.dtype, generator=self.generator).to(like.device)
+        return torch.randn(like.shape, dtype=like.dtype, generator=self.generator, device="cpu").to(
+            like.device
+        )
 
     def uniform(self, like: Tensor) -> Tensor:
         """Entries between 0 and 1, of the shape, dtype and device of `like`."""
-        return torch.rand(like.shape, dtype=like.dtype, generator=self.generator).to(like.device)
+        return torch.rand(like.shape, dtype=like.dtype, generator=self.generator, device="cpu").to(
+            like.device
+        )
 
     def signs(self, like: Tensor) -> Tensor:
         """Entries 1 and -1, of the shape, dtype and device of `like`."""
-        bits = torch.randint(2, like.shape, generator=self.generator)
+        bits = torch.randint(2, like.shape, generator=self.generator, device="cpu")
         return (2 * bits - 1).to(like.dtype).to(like.device)
 
     def below(self, end: int) -> int:
         """An integer from 0 to end - 1."""
-        return int(torch.randint(end, (), generator=self.generator))
+        return int(torch.randint(end, (), generator=self.generator, device="cpu"))
 
     def cotangent(self, output: Tensor) -> Tensor:
         """A generic gradient on an output: ±k/8, k = 1 ... 15, exact in every dtype.
@@ -85,9 +89,9 @@ class Draw:
         incoming gradient is.
         """
         shape = (*output.shape, 2) if output.is_complex() else output.shape
-        steps = torch.randint(1, 16, shape, generator=self.generator)
+        steps = torch.randint(1, 16, shape, generator=self.generator, device="cpu")
         steps[steps == 8] = 7 if output.ndim == 0 else 8
-        signs = 2 * torch.randint(2, shape, generator=self.generator) - 1
+        signs = 2 * torch.randint(2, shape, generator=self.generator, device="cpu") - 1
         drawn = (steps * signs).double() / 8
         if output.is_complex():
             drawn = torch.view_as_complex(drawn)
