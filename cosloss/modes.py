@@ -58,7 +58,7 @@ def transforming() -> bool:
 
 def recording() -> bool:
     """Whether torch.jit.trace is recording."""
-    return torch._C._is_tracing()
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def forward_mode() -> bool:

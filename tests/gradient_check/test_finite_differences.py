@@ -117,3 +117,40 @@ def test_random_state_is_left_alone():
     before = torch.get_rng_state()
     check_finite_differences(torch.sin, torch.ones(3, 2))
     assert torch.equal(before, torch.get_rng_state())
+
+
+class FreedAfterUse(torch.autograd.Function):
+    """tanh, whose backward gives back the memory of what it saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = torch.tanh(x).detach()
+        return ctx.kept.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert ctx.kept.untyped_storage().size(), "a second backward would read freed memory"
+        found = grad * (1 - ctx.kept.square())
+        ctx.kept.untyped_storage().resize_(0)
+        return found
+
+
+class ScaledInPlace(torch.autograd.Function):
+    """A third of the square, whose backward scales what forward kept of it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = 2 * x / 3
+        return x.square() / 3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.kept.mul_(grad)
+
+
+@pytest.mark.parametrize("function", [FreedAfterUse, ScaledInPlace])
+def test_a_graph_that_serves_one_backward(function):
+    x = torch.randn(4, 3, dtype=torch.float64)
+    report = check_finite_differences(function.apply, x)
+    assert report, report
+    assert not report.skipped, report
