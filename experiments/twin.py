@@ -1,6 +1,7 @@
 """Training on a loss's twin, to hold its curve against the loss's own."""
 
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ class TwinLoss(nn.Module):
         self.loss = loss
 
         # the same signature: who looks for what the loss takes finds it here too
-        @wraps(loss.forward)
-        def forward(*inputs: Any) -> Tensor:
+        @wraps(type(loss).forward)
+        def forward(own: TwinLoss, *inputs: Any) -> Tensor:
             # anew at each call: a temperature that is learnt changes
-            return loss.reference()(*inputs)
+            return own.loss.reference()(*inputs)
 
-        self.forward = forward
+        # a method, so that a copy of this module calls the copy's loss
+        self.forward = MethodType(forward, self)

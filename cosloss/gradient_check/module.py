@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +59,17 @@ class PureLoss:
         twin = self.given_twin if isinstance(self.given_twin, nn.Module) else None
         return {"self": _tensors(self.module), "twin": _tensors(twin) if twin else {}}
 
+    @property
+    def live_parts(self) -> str:
+        """Why a copy would not be one: a function that it holds is bound to the module itself."""
+        parts = set(self.module.modules()) if isinstance(self.module, nn.Module) else set()
+        for part in parts:
+            for name, value in vars(part).items():
+                cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
+                if any(_content(cell) in parts for cell in cells):
+                    return f"its `{name}` is a closure over the module itself, which has no copy"
+        return ""
+
     def frozen(self) -> "PureLoss":
         """This loss as it is now: copied, with the generators' states of this moment."""
         frozen = copy.copy(self)
@@ -94,6 +106,14 @@ class PureLoss:
         if self.gathers:
             module.gather_distributed = False
         return module, twin
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        found = cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

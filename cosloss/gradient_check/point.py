@@ -86,8 +86,17 @@ def check_point(
     surrogate: Function | None,
     draw: Draw,
 ) -> PointReport:
-    """The check, repeated nearby if it fails: a move leaves a kink behind, and no wrong formula."""
-    first = found = _at(fn, point, wanted, how, surrogate, draw)
+    """The check, repeated if it fails: with stop-gradients held, and nearby.
+
+    A gradient that is the function's own derivative is right, whatever the function detaches on its
+    way. One that stops on purpose is the derivative with those values held constant. A move leaves
+    a kink behind, and no wrong formula.
+    """
+    if surrogate is None:
+        plain = _at(fn, point, wanted, how, None, draw)
+        if not plain.problem:
+            return plain
+    first = found = _at(_with_constants(fn), point, wanted, how, surrogate, draw)
     for _ in range(2):
         if not found.problem:
             return found
@@ -97,7 +106,8 @@ def check_point(
                 return t
             return t + 1e-3 * t.square().mean().sqrt() * draw.normal(t)
 
-        found = _at(fn, change_each(nearby, point), wanted, how, surrogate, draw)
+        moved = change_each(nearby, point)
+        found = _at(_with_constants(fn), moved, wanted, how, surrogate, draw)
     return found if not found.problem else first
 
 
@@ -110,8 +120,6 @@ def _at(
     draw: Draw,
 ) -> PointReport:
     cotangents = Cotangents(draw.below(2**31))
-    stops = StopGradients()
-    fn = _with_constants(fn, stops)
     grads = gradients(fn, point, wanted, cotangents)
     if surrogate is not None:
         return _beside(grads, gradients(surrogate, point, wanted, cotangents), wanted)
@@ -141,7 +149,9 @@ def _at(
     return PointReport(problem, worst.absolute, worst.relative, worst.slope)
 
 
-def _with_constants(fn: Function, stops: StopGradients) -> Function:
+def _with_constants(fn: Function) -> Function:
+    stops = StopGradients()
+
     def call(inputs: Any) -> Any:
         with stops.held():
             return fn(inputs)

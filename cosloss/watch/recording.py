@@ -61,7 +61,7 @@ class Recording:
     def __init__(self, loss: PureLoss, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         live = loss.arguments(args, kwargs) | loss.state()
         self.loss = loss.frozen()
-        self.problem = self.collectives = ""
+        self.problem, self.collectives = loss.live_parts, ""
         self.judged: list[str] = []
         self.values: dict[str, Tensor] = {}
         self._targets: dict[Edge, str] = {}

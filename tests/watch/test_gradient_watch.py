@@ -135,3 +135,42 @@ def test_it_imports_torch_alone():
     code = "import sys, cosloss.watch; print({'lightning', 'hydra', 'triton'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+class ClosedOver(torch.nn.Module):
+    """A module whose forward is a function that reaches its live parameters past any copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.forward = lambda x: x * self.scale
+
+
+def test_a_closure_over_the_module_is_not_checked_and_not_wrong():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), ClosedOver())
+    watch = GradientWatch(model, target="1", every=1)
+    with pytest.warns(UserWarning, match="closure over the module itself"), watch.step():
+        model(torch.randn(3, 4)).sum().backward()
+    assert (watch.checks_run, watch.checks_failed, watch.checks_skipped) == (0, 0, 1)
+
+
+class Detour(torch.autograd.Function):
+    """The gradient that `detached` lacks, times a factor."""
+
+    @staticmethod
+    def forward(ctx, x, detached, factor):
+        ctx.factor = factor
+        return x + detached
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.factor * grad, None, None
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.03, False)])
+def test_a_value_detached_on_the_way_to_a_whole_gradient(factor, right):
+    from cosloss.gradient_check import check_finite_differences
+
+    x = torch.randn(4, 3, dtype=torch.float64)
+    report = check_finite_differences(lambda x: Detour.apply(x, x.detach(), factor), x)
+    assert bool(report) is right, report
