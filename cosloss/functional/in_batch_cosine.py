@@ -57,7 +57,8 @@ def in_batch_cosine_embedding_loss(
 
     Raises:
         TypeError: an input is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch is empty, margin, reduction or negative_weight is
+        ValueError: rows have no columns, or shapes do not match,
+            the batch is empty, margin, reduction or negative_weight is
             invalid.
 
     Example:

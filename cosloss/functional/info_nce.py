@@ -64,7 +64,8 @@ def info_nce_loss(
 
     Raises:
         TypeError: an input is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch or `negatives` is empty, `negatives` comes with
+        ValueError: rows have no columns, or shapes do not match,
+            the batch or `negatives` is empty, `negatives` comes with
             symmetric, ignore or gather_distributed, temperature is not positive, or reduction is
             invalid.
 

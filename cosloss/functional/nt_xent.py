@@ -51,7 +51,8 @@ def nt_xent_loss(
 
     Raises:
         TypeError: an input is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch is empty, temperature is not positive, or
+        ValueError: rows have no columns, or shapes do not match,
+            the batch is empty, temperature is not positive, or
             reduction is invalid.
 
     Example:

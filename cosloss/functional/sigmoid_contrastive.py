@@ -51,8 +51,9 @@ def sigmoid_contrastive_loss(
 
     Raises:
         TypeError: an input is not a real floating-point tensor; temperature or bias is no number.
-        ValueError: shapes do not match, the batch is empty, temperature is not positive, bias is
-            not 0-d, or reduction is invalid.
+        ValueError: rows have no columns, or shapes do not match,
+            the batch is empty, temperature is not positive, bias is
+            no tensor of one number, or reduction is invalid.
 
     Example:
         >>> import torch

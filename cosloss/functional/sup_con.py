@@ -59,7 +59,8 @@ def sup_con_loss(
 
     Raises:
         TypeError: z is not a real floating-point tensor.
-        ValueError: shapes do not match, the batch is empty, temperature is not positive, reduction
+        ValueError: rows have no columns, or shapes do not match,
+            the batch is empty, temperature is not positive, reduction
             is invalid, or ignore comes with gather_distributed.
 
     Example:
