@@ -19,6 +19,7 @@ from experiments.callbacks.checkpointing import AtomicCheckpointIO, remove_unfin
 from experiments.callbacks.interruption import CheckpointOnSignal
 from experiments.command_line import USER_ERRORS, one_line_errors
 from experiments.config_types import check_types
+from experiments.processes import leave_process_group
 from experiments.quiet import silence_routine_messages
 from experiments.run_directory import RunDirectory, check_fits, read_checkpoint
 
@@ -94,6 +95,7 @@ def command_line() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with one_line_errors():
         main()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Two processes: FSDP2 shards of learnable scalars, and temperatures that drift apart."""
 
-import os
 import socket
 import warnings
 from datetime import timedelta
@@ -11,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cosloss import InfoNCELoss, NTXentLoss, SigmoidContrastiveLoss, SupConLoss
+from experiments.processes import leave_process_group
 from tests.surroundings.test_wrapper_tensors import Wrapper
 
 MODULES = [NTXentLoss, InfoNCELoss, SupConLoss, SigmoidContrastiveLoss]
@@ -137,9 +137,7 @@ def everything(rank, port):
     wrapped(rank)
     after_inference(rank)
     dist.barrier()
-    dist.destroy_process_group()
-    # at once: now and then a thread of DDP's outlives the interpreter, and aborts the process
-    os._exit(0)
+    leave_process_group()
 
 
 def test_two_processes():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from experiments.benchmarks.silent_gradients.collectives import ROWS, WORLD
 from experiments.benchmarks.silent_gradients.processes import FAULTS, ProcessFault
+from experiments.processes import leave_process_group
 
 FEATURES, WIDTH = 6, 8
 LIMIT = timedelta(seconds=30)
@@ -71,7 +72,7 @@ def _errors(rank: int, folder: str, queue: "SimpleQueue[Any]") -> None:
         found[case.name] = (pair[0], pair[1])
     if rank == 0:
         queue.put(found)
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def results(names: list[str]) -> Iterable[dict[str, Any]]:
@@ -141,4 +142,4 @@ def _trained(rank: int, folder: str, index: int, mended: bool, twin: Any, queue:
         found = training.watched(case, case.make, fault.mended if twin else None, **options)
     if rank == 0:
         queue.put(found)
-    dist.destroy_process_group()
+    leave_process_group()
