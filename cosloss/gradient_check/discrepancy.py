@@ -25,16 +25,12 @@ from cosloss.gradient_check.calls import (
     full_precision,
     gradients,
     in_float64,
-    judged_inputs,
-    map_tensors,
-    named_arguments,
-    on_nest,
     replace_tensors,
     tensors_in,
     undisturbed,
 )
-from cosloss.gradient_check.copies import copy_tensor
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.module_calls import as_calls
 from cosloss.gradient_check.noise import noise_budgets
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
 from cosloss.gradient_check.resolution import resolution
@@ -53,9 +49,13 @@ def compare_gradients(
     Runs under the autocast state of the caller; float64 runs without.
 
     Args:
-        fn: the function whose backward is in question; its outputs are any nest of tensors.
-        twin: the same function in plain autograd torch operations; None for fn itself in float64,
-            which shows rounding errors but no wrong formula (`check_finite_differences` does).
+        fn: the function whose backward is in question; its outputs are any nest of tensors. Of a
+            module the parameters that require a gradient are judged too, as "self.NAME"; it is
+            never called itself, a copy is.
+        twin: the same function in plain autograd torch operations: a function, which reads a
+            module's parameters from that module, or a module with parameters of the same names.
+            None for the module's `reference()`, or for fn itself in float64, which shows rounding
+            errors but no wrong formula (`check_finite_differences` does).
         inputs: the arguments of both. Tensors may lie in tuples, lists and dicts; those that
             require a gradient are judged, or, where none does, every floating-point one.
         options: keyword arguments of both.
@@ -71,12 +71,10 @@ def compare_gradients(
         >>> report = compare_gradients(torch.tanh, lambda x: 1 - 2 / (torch.exp(2 * x) + 1), x)
         >>> assert report, report
     """
-    nest = named_arguments(fn, inputs, options)
-    nest = map_tensors(lambda n, t: copy_tensor(t).requires_grad_(t.requires_grad), nest)
     # new cotangents each time, and the same in the same program
     cotangents = Cotangents(next(_seeds))
-    twin_call = on_nest(twin) if twin else None
-    return compare_calls(on_nest(fn), twin_call, nest, judged_inputs(nest), cotangents)
+    call, twin_call, nest, wanted = as_calls(fn, twin, inputs, options)
+    return compare_calls(call, twin_call, nest, wanted, cotangents)
 
 
 def compare_calls(

@@ -13,15 +13,13 @@ from cosloss.gradient_check.calls import (
     Function,
     full_precision,
     in_float64,
-    judged_inputs,
     map_tensors,
-    named_arguments,
-    on_nest,
     sample_rows,
     tensors_in,
     undisturbed,
 )
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.module_calls import as_calls
 from cosloss.gradient_check.point import DEFAULT, FiniteDifferences, check_point, largest
 
 DEGENERATE = 1e-4
@@ -63,7 +61,7 @@ def check_finite_differences(
     Args:
         fn: a function of tensors that computes in float64 (or at least float32) where they do.
         inputs: its arguments. Tensors that require a gradient are judged, or, where none does,
-            every floating-point one.
+            every floating-point one; of a module its parameters too.
         how: which checks, and how many.
         seed: of the directions, the cotangents and the generic point; None for new ones each time.
         options: keyword arguments of fn.
@@ -78,10 +76,8 @@ def check_finite_differences(
         >>> x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         >>> assert check_finite_differences(torch.tanh, x)
     """
-    nest = named_arguments(fn, inputs, options)
-    return check_calls(
-        on_nest(fn), nest, judged_inputs(nest), how, next(_seeds) if seed is None else seed
-    )
+    call, _, nest, wanted = as_calls(fn, None, inputs, options)
+    return check_calls(call, nest, wanted, how, next(_seeds) if seed is None else seed)
 
 
 def check_calls(

@@ -57,7 +57,7 @@ class PureLoss:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The rest of the nest: the parameters and buffers of the module, and of a twin module."""
         twin = self.given_twin if isinstance(self.given_twin, nn.Module) else None
-        return {"self": _tensors(self.module), "twin": _tensors(twin) if twin else {}}
+        return {"self": tensors_of(self.module), "twin": tensors_of(twin) if twin else {}}
 
     @property
     def live_parts(self) -> str:
@@ -94,7 +94,7 @@ class PureLoss:
             given = inputs.get(name, {})
             if isinstance(own, nn.Module):
                 buffers = dict(own.named_buffers())
-                for key, tensor in _tensors(own).items():
+                for key, tensor in tensors_of(own).items():
                     if key in given:
                         new = given[key].clone() if key in buffers else given[key]
                         memo[id(tensor)] = new
@@ -116,5 +116,6 @@ def _content(cell: CellType) -> Any:
     return found if isinstance(found, nn.Module) else None
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The module's parameters and buffers by name."""
     return dict(module.named_parameters()) | dict(module.named_buffers())

@@ -1,0 +1,121 @@
+"""A module and its twin as functions of one nest of inputs: arguments, parameters, buffers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cosloss.gradient_check.calls import (
+    Function,
+    judged_inputs,
+    map_tensors,
+    named_arguments,
+    on_nest,
+    tensors_in,
+)
+from cosloss.gradient_check.copies import copy_state, copy_tensor
+from cosloss.gradient_check.module import PureLoss, tensors_of
+
+
+def as_calls(
+    fn: Callable[..., Any], twin: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Any
+) -> tuple[Function, Function | None, dict[str, Any], list[str]]:
+    """fn and its twin as functions of one nest, a copy of that nest, and which of it is judged.
+
+    Raises:
+        ValueError: none of the inputs is a floating-point tensor.
+    """
+    if isinstance(fn, nn.Module):
+        call, twin_call, nest = _on_module(fn, twin, args, kwargs)
+    else:
+        call, twin_call = on_nest(fn), on_nest(twin) if twin else None
+        nest = named_arguments(fn, args, kwargs)
+    nest = map_tensors(lambda n, t: copy_tensor(t).requires_grad_(t.requires_grad), nest)
+    wanted = [f"self.{n}" for n, t in nest.get("self", {}).items() if t.requires_grad]
+    arguments = {key: nest[key] for key in ("args", "kwargs")}
+    if not wanted or _floating(arguments):
+        wanted = judged_inputs(arguments) + wanted
+    return call, twin_call, nest, wanted
+
+
+def _on_module(
+    module: nn.Module, twin: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Any
+) -> tuple[Function, Function | None, dict[str, Any]]:
+    """The module and its twin as pure functions, and the nest of inputs that both take.
+
+    A twin reads the parameters in question where it finds them: a function (a closure, a lambda, a
+    method of the module) from the module, which holds them while it is called; a module from its
+    own parameters of the same names and shapes. Without a twin the module's `reference()` is one.
+    """
+    if isinstance(twin, nn.Module):
+        loss = PureLoss(module).frozen()
+        twin_call: Function | None = _TwinModule(loss, twin)
+    elif twin is not None and getattr(twin, "__self__", None) is not module:
+        loss = PureLoss(module).frozen()
+        twin_call = _TwinFunction(loss, module, twin)
+    else:
+        loss = PureLoss(module, twin).frozen()
+        twin_call = loss.twin
+    return loss, twin_call, loss.arguments(args, kwargs) | loss.state()
+
+
+def _floating(inputs: Any) -> bool:
+    return any(t.is_floating_point() or t.is_complex() for t in tensors_in(inputs).values())
+
+
+class _TwinModule:
+    """A twin with parameters of its own, copied for each call."""
+
+    def __init__(self, loss: PureLoss, twin: nn.Module) -> None:
+        self.loss = loss
+        self.twin = copy_state(twin)
+        self.own = tensors_of(self.twin)
+
+    def __call__(self, inputs: dict[str, Any]) -> Any:
+        wide = any(t.element_size() == 8 for t in inputs["self"].values() if t.is_floating_point())
+        twin = copy_state(self.twin, wide=wide)
+        shared = {
+            name: t
+            for name, t in inputs["self"].items()
+            if name in self.own and self.own[name].shape == t.shape
+        }
+        return _call(self.loss, twin, shared, twin, inputs)
+
+
+class _TwinFunction:
+    """A function that may read the live module, which has the inputs' tensors meanwhile."""
+
+    def __init__(self, loss: PureLoss, module: nn.Module, twin: Callable[..., Any]) -> None:
+        self.loss, self.module, self.twin = loss, module, twin
+
+    def __call__(self, inputs: dict[str, Any]) -> Any:
+        return _call(self.loss, self.module, inputs["self"], self.twin, inputs)
+
+
+class _Holder(nn.Module):
+    """A module beside what is called, so that functional_call can set the one for the other."""
+
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, called: Callable[[], Any]) -> Any:
+        return called()
+
+
+def _call(
+    loss: PureLoss,
+    held: nn.Module,
+    tensors: dict[str, Tensor],
+    called: Callable[..., Any],
+    inputs: dict[str, Any],
+) -> Any:
+    parameters = dict(held.named_parameters())
+    # a buffer may be written: each call has its own
+    given = {f"held.{n}": t if n in parameters else t.clone() for n, t in tensors.items()}
+    if loss.generators is not None:
+        loss.generators.restore()
+    call = partial(called, *inputs["args"].values(), **inputs["kwargs"])
+    return functional_call(_Holder(held), given, (call,))
