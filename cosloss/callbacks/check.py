@@ -55,10 +55,8 @@ class LossCheck(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"watch": None}  # a copied model takes us along: idle
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # before the first compiled call: hooks added later would never fire
-        if stage != "fit":
-            return
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # after configure_model, and before the first compiled call: hooks added later never fire
         self._release()
         # asks every process, so it is asked here
         directory = Path(trainer.log_dir or trainer.default_root_dir) / "gradient_failures"

@@ -9,7 +9,7 @@ from torch import Tensor
 from cosloss.gradient_check.calls import Cotangents, as_real, flat_value, tensors_in
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
-from cosloss.gradient_check.point import FiniteDifferences
+from cosloss.gradient_check.point import DEFAULT, FiniteDifferences
 from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.recording import Recording
 
@@ -74,7 +74,12 @@ class Differences:
 
     prefix = "gradcheck"
 
-    def __init__(self, how: FiniteDifferences, rows: int | None, surrogate: bool = False) -> None:
+    def __init__(
+        self,
+        how: FiniteDifferences = DEFAULT,
+        rows: int | None = 8,
+        surrogate: bool = False,
+    ) -> None:
         self.how = how
         self.rows = rows
         self.surrogate = surrogate

@@ -15,9 +15,11 @@ from torch import nn
 from cosloss.gradient_check.module import PureLoss
 from cosloss.replay import save_failure
 from cosloss.watch.checks import Check, Discrepancy, judge
+from cosloss.watch.custom import CustomFunctions
 from cosloss.watch.finding import Finding, GradientError, worst
+from cosloss.watch.hooks import hook_calls
 from cosloss.watch.recording import Recording
-from cosloss.watch.targets import Found, Target, find_losses, turns
+from cosloss.watch.targets import CUSTOM, Found, Target, find_losses, turns
 
 ON_FAILURE = ("warn", "raise", "stop")
 CALLS_PER_STEP = 4
@@ -29,21 +31,6 @@ Report = Callable[[str, dict[str, float], Finding, Recording], None]
 _judging = False  # a check calls modules, perhaps observed ones
 
 
-class _Hook:
-    """A forward hook that a copied or pickled module does not take along."""
-
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        # here, since it imports the compiler, which takes a second
-        self.call = None if call is None else torch.compiler.disable(call)
-
-    def __call__(self, *args: Any) -> None:
-        if self.call is not None:
-            self.call(*args)
-
-    def __reduce__(self) -> Any:
-        return _Hook, ()
-
-
 class GradientWatch:
     """Watch the gradients of modules while they train, in any loop.
 
@@ -53,8 +40,10 @@ class GradientWatch:
     Args:
         module: the model.
         target: what to watch in it: a path ("head.loss"), a pattern ("blocks.*.norm"), a class, a
-            module, a list or a dict of these; None for its `loss`, `loss_fn` or `criterion`. Of
-            patterns, classes and lists one module is looked at on each step that is due, in turn.
+            module, a list or a dict of these; "custom" for every module that runs an autograd
+            Function written in Python, found in the first step; None for its `loss`, `loss_fn` or
+            `criterion`. Of patterns, classes, lists and "custom" one module is looked at on each
+            step that is due, in turn.
         every: how many steps from one check to the next; the first step is checked.
         on_failure: "warn", "raise" a `GradientError`, or "stop": `should_stop` becomes true.
         twin: the same function in plain autograd operations (or a dict of them by name); None for
@@ -117,20 +106,11 @@ class GradientWatch:
         self._undo: list[Callable[[], None]] = []
         self._losses: dict[str, PureLoss] = {}
         self._turns = turns(target)
-        for name, (found, stand_in) in find_losses(module, target).items():
-            self._losses[name] = PureLoss(
-                found, twin.get(name) if isinstance(twin, Mapping) else twin
-            )
-            if isinstance(stand_in, Found):
-                self._undo.append(stand_in.release)
-            # nearest to the forward itself: what other hooks change is the call's, or is not
-            before = found.register_forward_pre_hook(
-                _Hook(partial(self._before, name)), with_kwargs=True
-            )
-            after = found.register_forward_hook(
-                _Hook(partial(self._after, name)), with_kwargs=True, prepend=True
-            )
-            self._undo += [before.remove, after.remove]
+        self._twin = twin
+        self._search = CustomFunctions(module) if target == CUSTOM else None
+        if self._search is None:
+            for name, (found, stand_in) in find_losses(module, target).items():
+                self._observe(name, found, stand_in)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -147,7 +127,7 @@ class GradientWatch:
         """Begin a step; `due` checks whatever the count says."""
         self._drop()
         self._due = due or self._due or self.steps_seen % self.every == 0
-        if self._due:
+        if self._due and self._losses:
             names = list(self._losses)
             self._pending = {names[self._turn % len(names)]} if self._turns else set(names)
             self._turn += 1
@@ -167,6 +147,7 @@ class GradientWatch:
         finally:
             _judging = False
         self.was_due, self._due = self._due, False
+        self._conclude_search()
         self.steps_seen += 1
         messages, self._messages = self._messages, []
         return messages
@@ -183,6 +164,8 @@ class GradientWatch:
     def close(self) -> None:
         """Take all hooks away."""
         self._drop()
+        if self._search is not None:
+            self._search.close()
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -191,11 +174,11 @@ class GradientWatch:
         """Warn where no check was due to a call; `before` counts the checks of earlier runs."""
         if self.checks_run + self.checks_failed + self.checks_skipped == before:
             names = ", ".join(self._losses)
-            warnings.warn(
-                f"{self.check.prefix} checked nothing: {names} was never called with an input "
-                "that requires a gradient",
-                stacklevel=2,
-            )
+            said = f"{names} was never called with an input that requires a gradient"
+            if self._search is not None:
+                said = "no module ran an autograd Function written in Python; what training_step "
+                said += "calls by name belongs to none: make it an attribute and name that"
+            warnings.warn(f"{self.check.prefix} checked nothing: {said}", stacklevel=2)
 
     def summary(self) -> str:
         """One line: checks, failures, and what was not checked and why."""
@@ -210,8 +193,28 @@ class GradientWatch:
         return json.dumps({**counts, "steps_seen": self.steps_seen, "checks": self._outcomes})
 
     def __getstate__(self) -> dict[str, Any]:
-        idle = {"_open": {}, "_recordings": {}, "_undo": [], "_losses": {}, "_listening": False}
-        return vars(self) | idle
+        idle: dict[str, Any] = {"_open": {}, "_recordings": {}, "_undo": [], "_losses": {}}
+        return vars(self) | idle | {"_listening": False, "_search": None}
+
+    def _observe(self, name: str, found: nn.Module, stand_in: Found | None = None) -> None:
+        twin = self._twin.get(name) if isinstance(self._twin, Mapping) else self._twin
+        self._losses[name] = PureLoss(found, twin)
+        if stand_in is not None:
+            self._undo.append(stand_in.release)
+        self._undo += hook_calls(found, partial(self._before, name), partial(self._after, name))
+
+    def _conclude_search(self) -> None:
+        """Observe the modules of custom Functions, from the first step on that ran any."""
+        if self._search is None:
+            return
+        found = dict(self._search.found)
+        self._search.forget()
+        if found:
+            self._search.close()
+            self._search = None
+            for name, module in found.items():
+                self._observe(name, module)
+            self._due = True
 
     def _drop(self) -> None:
         for calls in (*self._recordings.values(), list(self._open.values())):

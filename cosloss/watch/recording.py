@@ -28,6 +28,11 @@ def differentiable(t: Tensor) -> bool:
     return t.requires_grad and (t.is_floating_point() or t.is_complex())
 
 
+def made_since(first: int, node: Any) -> bool:
+    """Whether a node of the graph, a leaf's excepted, has this sequence number or a later one."""
+    return node.name() != "torch::autograd::AccumulateGrad" and node._sequence_nr() >= first
+
+
 @dataclass
 class _Backward:
     """What one run of the engine brought, by name."""
@@ -91,7 +96,7 @@ class Recording:
         for name, t in tensors_in(result).items():
             if differentiable(t):
                 edge = get_gradient_edge(t)
-                if self._made_here(edge.node):  # an argument handed through is no output
+                if made_since(self._first, edge.node):  # an argument handed through is no output
                     outputs.setdefault((edge.node, edge.output_nr), []).append(name)
                     self.values[name] = copy_tensor(t)
         consumers, used = self._consumers(outputs)
@@ -155,11 +160,6 @@ class Recording:
         rounding = 4 * torch.finfo(total.dtype).eps * float(total.to(dtype).norm())
         return torch.zeros_like(external) if float(external.norm()) <= rounding else external
 
-    def _made_here(self, node: Any) -> bool:
-        return node.name() != "torch::autograd::AccumulateGrad" and (
-            node._sequence_nr() >= self._first
-        )
-
     def _target(self, edge: Edge) -> str | None:
         """The input that an edge leads to, also through a cast of autocast's, which it caches."""
         if edge in self._targets:
@@ -195,7 +195,7 @@ class Recording:
                     continue
                 for output in outputs.get(edge, ())[:1]:
                     consumers.setdefault(node, []).append((i, "inner", output))
-                if self._made_here(edge[0]):
+                if made_since(self._first, edge[0]):
                     to_visit.append(edge[0])
         return consumers, used
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+CUSTOM = "custom"  # every module that runs an autograd Function written in Python
 ATTRIBUTES = ("loss", "loss_fn", "criterion")
 One = str | nn.Module
 Target = One | type[nn.Module] | Sequence[One] | Mapping[str, One] | None
@@ -59,10 +60,7 @@ def find_losses(model: nn.Module, target: Target) -> dict[str, tuple[nn.Module, 
                 target = name
                 break
         else:
-            raise ValueError(
-                f"{type(model).__name__} has no loss under the name {', '.join(ATTRIBUTES)}; "
-                'say where it is: target="path.to.module"'
-            )
+            raise ValueError(_advice(model))
     if isinstance(target, nn.Module):
         target = {type(target).__name__: target}
     if isinstance(target, type):
@@ -85,10 +83,23 @@ def find_losses(model: nn.Module, target: Target) -> dict[str, tuple[nn.Module, 
     return losses
 
 
+def _advice(model: nn.Module) -> str:
+    methods = [name for name in ATTRIBUTES if inspect.ismethod(getattr(model, name, None))]
+    said = f"{type(model).__name__} has no loss under the name {', '.join(ATTRIBUTES)}"
+    if methods:
+        name = methods[0]
+        return f'{said}; its `{name}` is a method: target="{name}" watches all that it runs'
+    return (
+        f'{said}; say where it is: target="path.to.module". A function that is called by its name '
+        'is not seen: make it an attribute (self.loss = function), or ask for target="custom"'
+    )
+
+
 def turns(target: Target) -> bool:
     """Whether what is found takes turns: one module of many on each step that is due."""
-    one = target is None or isinstance(target, (nn.Module, Mapping))
-    return not (one or (isinstance(target, str) and not set(target) & set("*?[")))
+    if isinstance(target, str):
+        return target == CUSTOM or bool(set(target) & set("*?["))
+    return not (target is None or isinstance(target, (nn.Module, Mapping)))
 
 
 def _named(

@@ -74,6 +74,46 @@ def test_a_function_as_loss(tmp_path):
     assert model.loss is reference.nt_xent_loss
 
 
+class BuiltLate(TwoViews):
+    """Its loss is built in configure_model, as models of many processes build their parts."""
+
+    def __init__(self, rule):
+        super().__init__(None)
+        self.rule = rule
+
+    def configure_model(self):
+        if self.loss is None:
+            self.loss = planted.PlantedLoss(self.rule)
+
+
+class OwnMethod(TwoViews):
+    """Its loss is a method."""
+
+    def __init__(self, rule):
+        super().__init__(nn.Identity())
+        del self.loss
+        self.planted = planted.PlantedLoss(rule)
+
+    def loss(self, z1, z2):
+        return self.planted(z1, z2)
+
+
+@pytest.mark.parametrize(
+    ("model", "target"), [(BuiltLate, None), (OwnMethod, "loss"), (OwnMethod, "custom")]
+)
+def test_losses_built_late_and_methods(model, target, tmp_path):
+    checks = strict(2, target=target)
+    train(model(planted.right), checks, tmp_path)
+    assert all(check.checks_run for check in checks)
+    with pytest.raises(GradientError):
+        train(model(planted.doubled), [GradcheckCallback(2, "raise", target)], tmp_path)
+
+
+def test_a_method_is_named_where_no_loss_is(tmp_path):
+    with pytest.raises(ValueError, match=r"`loss` is a method: target=.loss. watches"):
+        train(OwnMethod(planted.right), both(), tmp_path)
+
+
 def test_no_loss_is_said(tmp_path):
     with pytest.raises(ValueError, match="target="):
         train(TwoViews(NTXentLoss(), name="objective"), both(), tmp_path)
