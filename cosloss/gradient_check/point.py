@@ -219,7 +219,7 @@ def _torch_gradcheck(
 
     def check(entries: int | None, fast: bool, second_order: bool) -> None:
         # a few entries of each input vary, or all; the others stay as they are
-        seed = draw.below(2**31)
+        sums, weights = Draw(draw.below(2**31)), list[Tensor]()
         parts = {name: _split(inputs[name].detach().flatten(), entries, draw) for name in wanted}
         leaves = [part[1].clone().requires_grad_() for part in parts.values()]
 
@@ -234,8 +234,10 @@ def _torch_gradcheck(
                 return tuple(results)
             # gradcheck keeps a row of the Jacobian per entry: of many entries it sees a few sums
             flat = torch.cat([as_real(t, detach=False).flatten() for t in results])
-            sums = Draw(seed)
-            return (torch.stack([(flat * sums.normal(flat)).sum() for _ in range(SUMS)]),)
+            if not weights:  # drawing them costs more than most functions
+                like = flat.detach().float()
+                weights.extend(sums.normal(like) for _ in range(SUMS))
+            return (torch.stack([(flat * weight).sum() for weight in weights]),)
 
         first_order = partial(gradcheck, check_forward_ad=how.forward_ad)
         judge = gradgradcheck if second_order else first_order
