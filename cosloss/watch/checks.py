@@ -122,6 +122,9 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
     """The finding of a check; whatever it raises is a check that could not be made."""
     if recording.problem:
         return Finding("not checked", recording.problem)
+    overwritten = recording.overwritten()
+    if overwritten:
+        return Finding("wrong", overwritten)
     if recording.collectives and not recording.loss.gathers:
         return Finding("not checked", f"it asks other processes ({recording.collectives})")
     tensors = tensors_in(recording.inputs)
