@@ -1,11 +1,13 @@
 """What a comparison of gradients found, and how it says so."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 TAGS = (
+    "error_over_budget",
     "relative",
     "max_abs",
     "cosine_distance",
@@ -38,6 +40,13 @@ class Discrepancy:
     passed: bool
     diagnosis: str
     row_error: Tensor = field(repr=False)
+
+    @property
+    def error_over_budget(self) -> float:
+        """Below 1 is within budget; 0 where nothing is allowed and nothing is off."""
+        if self.analytic_vs_float64 == 0:
+            return 0.0
+        return self.analytic_vs_float64 / self.budget if self.budget else math.inf
 
     def scalars(self) -> dict[str, float]:
         """The numbers that are logged, by the last part of their tag."""

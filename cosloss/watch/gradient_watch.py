@@ -114,6 +114,7 @@ class GradientWatch:
         self._messages: list[str] = []
         self._warned: set[tuple[str, str]] = set()
         self._saved: dict[str, int] = {}
+        self._counts: dict[str, dict[str, float]] = {}
         self._undo: list[Callable[[], None]] = []
         self._losses: dict[str, PureLoss] = {}
         self._turns = turns(target)
@@ -263,13 +264,18 @@ class GradientWatch:
         self._pending.discard(name)
         if found.verdict == "not checked":
             self._skip(name, found.reason)
-            scalars = {"skipped": 1.0}
+            scalars = {}
         else:
             self.checks_run += 1
             scalars = worst([f.scalars for f in findings])
         if found.verdict == "wrong":
             self.checks_failed += 1
             self._messages.append(self._failure(name, found, call))
+        counts = self._counts.setdefault(name, {"run": 0.0, "failed": 0.0, "skipped": 0.0})
+        counts["run"] += found.verdict != "not checked"
+        counts["failed"] += found.verdict == "wrong"
+        counts["skipped"] += found.verdict == "not checked"
+        scalars = {**scalars, **counts}
         scalars["seconds"] = time.perf_counter() - start
         outcome = {"module": name, "step": self.steps_seen, "verdict": found.verdict}
         self._outcomes.append({**outcome, "reason": found.reason, "numbers": scalars})
