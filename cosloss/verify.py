@@ -6,8 +6,8 @@ fails when our op errs by more than its twin allows (`cosloss.testing.op`); then
 is 1. Torch's columns are for comparison, and do not decide. A second section puts every op in
 other people's surroundings (`cosloss.testing.surroundings`): another default device or dtype,
 torch.func, autocast, inference mode, torch.export with a dynamic batch. With `--replay FILE`, one
-failure that a callback saved is run again instead: 0 if it is right now, 1 if it is still wrong, 2 if
-it cannot be run.
+failure that a callback saved is run again instead; the exit status is 0 if it is right now, 1 if it
+is still wrong, and 2 if it cannot be run.
 """
 
 import argparse
