@@ -169,11 +169,11 @@ def _decode(value: Any, record: dict[str, Any]) -> Any:
     if kind == "enum":
         return _kind(parts[0], record, Enum)[parts[1]]
     if kind == "dataclass":
-        found = _kind(parts[0], record, object)
-        if not dataclasses.is_dataclass(found):
+        found: Any = _kind(parts[0], record, object)
+        if not hasattr(found, "__dataclass_fields__"):
             raise ValueError(f"{parts[0]} is not a dataclass")
         # as it was, without a constructor: frozen ones and fields set afterwards too
-        made = object.__new__(found)
+        made: Any = found.__new__(found)
         for name, field in _decode(parts[1], record).items():
             object.__setattr__(made, name, field)
         return made

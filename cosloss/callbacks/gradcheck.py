@@ -21,7 +21,7 @@ class GradcheckCallback(LossCheck):
     mode at a few.
 
     Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,run,failed,skipped,
-    seconds}`, where <loss> is the path of the attribute, and for each failure a text and a file to
+    verdict,seconds}`, where <loss> is the path of the attribute, and for each failure a text and a file to
     reproduce it from.
 
     Args:

@@ -22,6 +22,7 @@ from cosloss.watch.targets import Found, Target, find_losses, turns
 ON_FAILURE = ("warn", "raise", "stop")
 CALLS_PER_STEP = 4
 FILES_PER_MODULE = 3
+VERDICTS = {"right": 1.0, "not checked": 0.0, "wrong": -1.0}
 Twin = Callable[..., Any] | Mapping[str, Callable[..., Any]] | None
 # tag's first part, module's name, scalars, finding, the call, the step
 Report = Callable[[str, dict[str, float], Finding, Recording], None]
@@ -275,7 +276,7 @@ class GradientWatch:
         counts["run"] += found.verdict != "not checked"
         counts["failed"] += found.verdict == "wrong"
         counts["skipped"] += found.verdict == "not checked"
-        scalars = {**scalars, **counts}
+        scalars |= {**counts, "verdict": VERDICTS[found.verdict]}
         scalars["seconds"] = time.perf_counter() - start
         outcome = {"module": name, "step": self.steps_seen, "verdict": found.verdict}
         self._outcomes.append({**outcome, "reason": found.reason, "numbers": scalars})

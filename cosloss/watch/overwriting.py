@@ -56,7 +56,7 @@ def watch_argument(name: str, argument: Tensor, before: Tensor) -> Watched | Non
 def _reader(argument: Tensor) -> str | None:
     """The name of a node up the graph that has saved memory of the argument's."""
     storage = argument.untyped_storage().data_ptr()
-    nodes, seen = [argument.grad_fn], set()
+    nodes, seen = [argument.grad_fn], set[Any]()
     while nodes and len(seen) < NODES:
         node: Any = nodes.pop(0)
         if node is None or node in seen:
