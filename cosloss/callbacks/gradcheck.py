@@ -21,8 +21,8 @@ class GradcheckCallback(LossCheck):
     mode at a few.
 
     Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,run,failed,skipped,
-    verdict,seconds}`, where <loss> is the path of the attribute, and for each failure a text and a file to
-    reproduce it from.
+    verdict,seconds}`, where <loss> is the path of the attribute, and for each failure a text and a
+    file to reproduce it from.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.

@@ -20,9 +20,9 @@ class GradientDiscrepancyCallback(LossCheck):
     Logs, for each input (and `value`, the loss itself; parameters of the loss are `self.<name>`),
     `gradient_discrepancy/<loss>/<input>/{error_over_budget,relative,max_abs,cosine_distance,
     analytic_vs_float64,autograd_vs_float64,ulp_p50,ulp_p99}`, and
-    `gradient_discrepancy/<loss>/{run,failed,skipped,verdict,seconds}`. On TensorBoard also a histogram of
-    each row's error, now and then a figure of it, a page of custom scalars, and for each failure a
-    text and a file to reproduce it from.
+    `gradient_discrepancy/<loss>/{run,failed,skipped,verdict,seconds}`. On TensorBoard also a
+    histogram of each row's error, now and then a figure of it, a page of custom scalars, and for
+    each failure a text and a file to reproduce it from.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.

@@ -298,6 +298,9 @@ class GradientWatch:
             f"{said} is wrong in batch {batch}",
             finding.reason,
         ]
+        failures = finding.report.failures if finding.report else []
+        if failures and failures[0].worst:
+            lines.append(f"worst entries of {failures[0].name}: {failures[0].worst}")
         self._saved[name] = self._saved.get(name, 0) + 1
         if self.directory is not None and self._saved[name] <= FILES_PER_MODULE:
             path = self.directory / f"{self.check.prefix}-{name}-batch{batch:06d}{self.rank}.pt"
