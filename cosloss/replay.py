@@ -4,13 +4,16 @@ A file holds the inputs, and the loss as the name of its class with its plain at
 parameters: nothing that `torch.load(weights_only=True)` refuses.
 """
 
+import dataclasses
 import importlib
 import runpy
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -73,12 +76,16 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
     Raises:
         ValueError: the file is not one of these, or its loss cannot be imported.
     """
-    record = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} was not written by a gradient check") from error
     if not isinstance(record, dict) or "check" not in record:
         raise ValueError(f"{path} was not written by a gradient check")
     try:
         loss = PureLoss(_decode(record["loss"], record), _decode(record["twin"], record)).frozen()
-    except (ImportError, AttributeError) as error:
+        decoded = _decode(record["inputs"], record)
+    except (ImportError, AttributeError, KeyError, FileNotFoundError) as error:
         raise ValueError(
             f"the loss cannot be imported ({error}); run this from your project's folder"
         ) from error
@@ -89,7 +96,7 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
     def place(name: str, t: Tensor) -> Tensor:
         return t.detach().to(where).requires_grad_(t.requires_grad)
 
-    inputs = map_tensors(place, _decode(record["inputs"], record))
+    inputs = map_tensors(place, decoded)
     loss.module.to(where)
     print(f"{path}\n{record['finding']}\n\nnow:")
     with ExitStack() as stack:
@@ -103,7 +110,7 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
 def _run(loss: PureLoss, inputs: dict[str, Any], check: dict[str, Any]) -> Any:
     wanted = judged_inputs(inputs)
     if check.pop("kind") == "gradient_discrepancy":
-        return compare_calls(loss, loss.twin, inputs, wanted, Cotangents(0))
+        return compare_calls(loss, loss.twin, inputs, wanted, Cotangents(0), layouts=True)
     surrogate, seed, rows = (check.pop(name) for name in ("surrogate", "seed", "rows"))
     how = FiniteDifferences(**check)
     return check_calls(loss, inputs, wanted, how, seed, loss.twin if surrogate else None, rows)
@@ -111,8 +118,13 @@ def _run(loss: PureLoss, inputs: dict[str, Any], check: dict[str, Any]) -> Any:
 
 def _encode(value: Any) -> Any:
     """Plain data for what a loss is made of; containers become lists with their kind in front."""
-    if isinstance(value, PLAIN):
+    if isinstance(value, PLAIN) and not isinstance(value, Enum):
         return value
+    if isinstance(value, Enum):
+        return ["enum", _name(type(value)), value.name]
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module)):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return ["dataclass", _name(type(value)), _encode(fields)]
     if isinstance(value, nn.Module):
         if vars(type(value)).get("forward") is None and "forward" in vars(value):
             return ["function module", _encode(value.forward)]
@@ -154,6 +166,17 @@ def _decode(value: Any, record: dict[str, Any]) -> Any:
         for name, child in _decode(parts[3], record).items():
             module.add_module(name, child)
         return module
+    if kind == "enum":
+        return _kind(parts[0], record, Enum)[parts[1]]
+    if kind == "dataclass":
+        found: Any = _kind(parts[0], record, object)
+        if not hasattr(found, "__dataclass_fields__"):
+            raise ValueError(f"{parts[0]} is not a dataclass")
+        # as it was, without a constructor: frozen ones and fields set afterwards too
+        made: Any = found.__new__(found)
+        for name, field in _decode(parts[1], record).items():
+            object.__setattr__(made, name, field)
+        return made
     if kind == "function module":
         module = nn.Module()
         module.forward = _decode(parts[0], record)
@@ -165,6 +188,18 @@ def _decode(value: Any, record: dict[str, Any]) -> Any:
         return {_decode(k, record): _decode(v, record) for k, v in parts[0]}
     items = [_decode(item, record) for item in parts[0]]
     return tuple(items) if kind == "tuple" else items
+
+
+def _kind(name: str, record: dict[str, Any], base: type) -> Any:
+    """The class of that name.
+
+    Raises:
+        ValueError: it is none, or not one of `base`.
+    """
+    found = _import(name, record)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{name} is not a class of {base.__name__}")
+    return found
 
 
 def _name(value: Any) -> str:

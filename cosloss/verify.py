@@ -6,10 +6,12 @@ fails when our op errs by more than its twin allows (`cosloss.testing.op`); then
 is 1. Torch's columns are for comparison, and do not decide. A second section puts every op in
 other people's surroundings (`cosloss.testing.surroundings`): another default device or dtype,
 torch.func, autocast, inference mode, torch.export with a dynamic batch. With `--replay FILE`, one
-failure that a callback saved is run again instead.
+failure that a callback saved is run again instead; the exit status is 0 if it is right now, 1 if it
+is still wrong, and 2 if it cannot be run.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -143,7 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replay", metavar="FILE", help="a failure that a callback wrote")
     options = parser.parse_args(arguments)
     if options.replay:
-        return replay(options.replay, options.device)
+        try:
+            return replay(options.replay, options.device)
+        except (OSError, ValueError) as error:  # 1 would say that the gradient is still wrong
+            print(error, file=sys.stderr)
+            return 2
     device = options.device or "cpu"
     within = verify(dtypes=options.dtype, device=device)
     print("every op is within its budget" if within else "an op is beyond its budget")

@@ -1,6 +1,8 @@
 """Failures as files: they load as plain data, and running them again gives the same verdict."""
 
 import re
+from dataclasses import dataclass
+from enum import Enum
 
 import pytest
 import torch
@@ -13,6 +15,17 @@ from tests.callbacks import planted
 from tests.callbacks.runs import TwoViews, train
 
 
+class Kind(Enum):
+    HALF = 0.5
+    WHOLE = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    kind: Kind
+    margins: tuple[float | None, ...]
+
+
 class Scaled(nn.Module):
     """A wrong loss with what a loss may consist of: parts, parameters, buffers, functions."""
 
@@ -21,11 +34,14 @@ class Scaled(nn.Module):
         self.inner = NTXentLoss(temperature=0.3)
         self.weight = nn.Parameter(torch.tensor(1.5))
         self.register_buffer("steps", torch.tensor(99))
+        self.options, self.kind = Options(Kind.HALF, (0.1, None)), Kind.WHOLE
         self.measure, self.settings = torch.tanh, {"margins": (0.1, [2, None]), "on": True}
 
     def forward(self, views, k):
         late = {"step": int(self.steps)}
         z1, z2 = (self.measure(z) for z in views)
+        assert self.options.kind is Kind.HALF
+        assert self.kind is Kind.WHOLE
         return self.weight * k * self.inner(planted.Late.apply(z1, late), z2)
 
 
@@ -88,7 +104,7 @@ def test_few_files_are_written(tmp_path):
     assert len(failures(TwoViews(planted.PlantedLoss(planted.zero)), check, tmp_path)) == 3
 
 
-def test_foreign_files_are_refused(tmp_path):
+def test_foreign_files_are_refused(tmp_path, capsys):
     torch.save({"weights": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="not written by a gradient check"):
         replay(tmp_path / "model.pt")
@@ -100,6 +116,11 @@ def test_foreign_files_are_refused(tmp_path):
     torch.save(record, path)
     with pytest.raises(ValueError, match="run this from your project's folder"):
         replay(path)
+    assert verify.main(["--replay", str(path)]) == 2
+    assert "run this from your project's folder" in capsys.readouterr().err
+    (tmp_path / "notes.pt").write_text("no archive")
+    assert verify.main(["--replay", str(tmp_path / "notes.pt")]) == 2
+    assert verify.main(["--replay", str(tmp_path / "missing.pt")]) == 2
     record["loss"][1] = "os:system"
     torch.save(record, path)
     with pytest.raises(ValueError, match=r"not an nn\.Module"):

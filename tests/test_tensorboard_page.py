@@ -42,6 +42,7 @@ def test_the_layout_tells_training_representation_and_gradients(page):
     assert [category.title for category in layout.category] == [
         "training",
         "representation",
+        "gradient of loss by finite differences",
         "gradient of loss",
     ]
     charted = {t for c in layout.category for chart in c.chart for t in chart.multiline.tag}

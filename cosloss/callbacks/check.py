@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from cosloss.callbacks import record
 from cosloss.watch.checks import Check
@@ -111,6 +112,7 @@ class LossCheck(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.watch is not None:
             self.watch.warn_if_nothing_was_checked(self._before_fit)
+            rank_zero_info(self.watch.summary())
 
     def state_dict(self) -> dict[str, int]:
         return {n: getattr(self, n) for n in ("batches_seen", *COUNTS)}

@@ -1,9 +1,14 @@
 """Finite differences of the loss, on rows of the live batch, while it trains."""
 
+from typing import Any
+
+from cosloss.callbacks import tensorboard
 from cosloss.callbacks.check import LossCheck
 from cosloss.gradient_check.point import FiniteDifferences
 from cosloss.watch.checks import Differences
+from cosloss.watch.finding import Finding
 from cosloss.watch.gradient_watch import Twin
+from cosloss.watch.recording import Recording
 from cosloss.watch.targets import Target
 
 
@@ -15,8 +20,9 @@ class GradcheckCallback(LossCheck):
     directions and torch.autograd.gradcheck's fast mode look at all entries of these rows, its slow
     mode at a few.
 
-    Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,seconds}`, where <loss> is
-    the path of the attribute, and for each failure a text and a file to reproduce it from.
+    Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,run,failed,skipped,
+    verdict,seconds}`, where <loss> is the path of the attribute, and for each failure a text and a
+    file to reproduce it from.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.
@@ -59,7 +65,15 @@ class GradcheckCallback(LossCheck):
     ) -> None:
         super().__init__(every_n_batches, on_failure, target, rows, twin)
         self.surrogate = surrogate
+        self._charted: list[str] = []
         self.how = FiniteDifferences(directions, slow_entries, unit_rows, forward_ad, second_order)
 
     def judge(self) -> Differences:
         return Differences(self.how, self.rows, self.surrogate)
+
+    def log_details(
+        self, writer: Any, name: str, finding: Finding, call: Recording, step: int
+    ) -> None:
+        if name not in self._charted:
+            self._charted.append(name)
+            tensorboard.add_layout(writer, tensorboard.gradcheck_charts(self._charted))

@@ -18,10 +18,11 @@ class GradientDiscrepancyCallback(LossCheck):
     sees which of the two is off. The gradient is the one that training gets, recorded as it comes.
 
     Logs, for each input (and `value`, the loss itself; parameters of the loss are `self.<name>`),
-    `gradient_discrepancy/<loss>/<input>/{relative,max_abs,cosine_distance,analytic_vs_float64,
-    autograd_vs_float64,ulp_p50,ulp_p99}`, and `gradient_discrepancy/<loss>/seconds`. On TensorBoard
-    also a histogram of each row's error, now and then a figure of it, a page of custom scalars, and
-    for each failure a text and a file to reproduce it from.
+    `gradient_discrepancy/<loss>/<input>/{error_over_budget,relative,max_abs,cosine_distance,
+    analytic_vs_float64,autograd_vs_float64,ulp_p50,ulp_p99}`, and
+    `gradient_discrepancy/<loss>/{run,failed,skipped,verdict,seconds}`. On TensorBoard also a
+    histogram of each row's error, now and then a figure of it, a page of custom scalars, and for
+    each failure a text and a file to reproduce it from.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.
@@ -57,12 +58,12 @@ class GradientDiscrepancyCallback(LossCheck):
     def log_details(
         self, writer: Any, name: str, finding: Finding, call: Recording, step: int
     ) -> None:
-        if finding.report is None:
-            return
-        inputs = list(finding.report.inputs)
+        inputs = list(finding.report.inputs) if finding.report else self._charted.get(name, [])
         if self._charted.get(name) != inputs:
             self._charted[name] = inputs
-            tensorboard.add_layout(writer, tensorboard.error_charts(self._charted))
+            tensorboard.add_layout(writer, tensorboard.discrepancy_charts(self._charted))
+        if finding.report is None:
+            return
         # a figure takes as long as the check: at the 1st, 2nd, 4th, 8th ... check, and failures
         power_of_two = self.checks_run & (self.checks_run - 1) == 0
         tensorboard.add_row_errors(

@@ -30,19 +30,56 @@ def add_layout(writer: Any, categories: dict[str, Any]) -> None:
     writer.add_custom_scalars(layout)
 
 
-def error_charts(losses: dict[str, list[str]]) -> dict[str, Any]:
-    """Per loss a category, per input a chart with the analytic and the autograd error."""
-    errors = ("analytic_vs_float64", "autograd_vs_float64")
+def discrepancy_charts(losses: dict[str, list[str]]) -> dict[str, Any]:
+    """Per loss a category: verdicts, per input error over budget, then each error by itself."""
+    root = "gradient_discrepancy"
+    errors = {
+        "analytic_vs_float64": "error of the gradient that training got",
+        "autograd_vs_float64": "error of the twin's gradient",
+    }
     return {
         f"gradient of {loss}": {
-            f"{name}: error against float64": [
-                "Multiline",
-                [f"gradient_discrepancy/{loss}/{name}/{error}" for error in errors],
-            ]
-            for name in [*inputs, "value"]
+            **_verdicts(f"{root}/{loss}"),
+            **{
+                f"{name}: error over budget (below 1 is right)": _line(
+                    f"{root}/{loss}/{name}/error_over_budget"
+                )
+                for name in inputs
+            },
+            **{
+                f"{name}: {title}": _line(f"{root}/{loss}/{name}/{error}")
+                for name in inputs
+                for error, title in errors.items()
+            },
         }
         for loss, inputs in losses.items()
     }
+
+
+def gradcheck_charts(losses: list[str]) -> dict[str, Any]:
+    """Per loss a category: verdicts, and the errors against finite differences."""
+    return {
+        f"gradient of {loss} by finite differences": {
+            **_verdicts(f"gradcheck/{loss}"),
+            "largest relative error": _line(f"gradcheck/{loss}/max_rel_error"),
+            "largest absolute error": _line(f"gradcheck/{loss}/max_abs_error"),
+        }
+        for loss in losses
+    }
+
+
+def _verdicts(tag: str) -> dict[str, Any]:
+    # a line each: the page gives all lines of a run one colour
+    return {
+        "verdicts: 1 right, 0 not checked, -1 wrong": _line(f"{tag}/verdict"),
+        "checks run so far": _line(f"{tag}/run"),
+        "checks failed so far": _line(f"{tag}/failed"),
+        "not checked so far": _line(f"{tag}/skipped"),
+    }
+
+
+def _line(tag: str) -> list[Any]:
+    return ["Multiline", [tag]]
 
 
 def add_row_errors(
@@ -52,7 +89,7 @@ def add_row_errors(
     rows = {n.split(".", 1)[-1]: t.detach().double() for n, t in tensors_in(inputs).items()}
     for name, found in report.inputs.items():
         logarithm = found.row_error.clamp(LOWEST, 1 / LOWEST).nan_to_num(1 / LOWEST).log10().cpu()
-        writer.add_histogram(f"{tag}/{name}/log10_row_error", logarithm, step, max_bins=64)
+        writer.add_histogram(f"{tag}/{name}/log10_row_error", logarithm, step, bins="auto")
         if figure and name in rows and logarithm.numel() > 1:
             drawn = _figure(name, logarithm, rows[name], _partner(name, rows))
             if drawn is not None:

@@ -179,13 +179,21 @@ class Cotangents:
         self.recorded = recorded
         self.doubts = doubts or {}
         self.factor = 1.0
+        self.layout: Callable[[Tensor], Tensor] | None = None
+
+    def laid_out(self, layout: Callable[[Tensor], Tensor]) -> "Cotangents":
+        """The same numbers, each gradient as `layout` puts it into memory."""
+        changed = copy.copy(self)
+        changed.layout = layout
+        return changed
 
     def scaled(self, factor: float) -> "Cotangents":
         """All of them times a factor; of k/8, k below 16, generic ones stay exact."""
         recorded = self.recorded
         if recorded is not None:
             recorded = {n: (t * factor).to(t.dtype) for n, t in recorded.items()}
-        scaled = Cotangents(self.seed, recorded, self.doubts)
+        scaled = copy.copy(self)
+        scaled.recorded = recorded
         scaled.factor = self.factor * factor
         return scaled
 
@@ -194,7 +202,9 @@ class Cotangents:
         if not self.doubts or self.recorded is None:
             return self
         moved = {n: draw.signs(t.real) * self.doubts[n] for n, t in self.recorded.items()}
-        return Cotangents(self.seed, {n: t + moved[n] for n, t in self.recorded.items()})
+        changed = copy.copy(self)
+        changed.recorded = {n: t + moved[n] for n, t in self.recorded.items()}
+        return changed
 
     def on(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         """One gradient per output.
@@ -202,6 +212,10 @@ class Cotangents:
         Raises:
             ValueError: the outputs are not those of the recorded gradients.
         """
+        weights = self._on(outputs)
+        return weights if self.layout is None else [self.layout(weight) for weight in weights]
+
+    def _on(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         if self.recorded is None:
             draw = Draw(self.seed)
             return [draw.cotangent(output) * self.factor for output in outputs.values()]

@@ -13,6 +13,7 @@ that fall to the other side. Last, what float64 itself cannot resolve is added: 
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ from cosloss.gradient_check.calls import (
     undisturbed,
 )
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.layouts import (
+    Layout,
+    as_it_is,
+    contiguous,
+    laid_out,
+    layout_faults,
+    same_memory,
+)
 from cosloss.gradient_check.module_calls import as_calls
 from cosloss.gradient_check.noise import noise_budgets
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
@@ -38,6 +47,7 @@ from cosloss.gradient_check.resolution import resolution
 SAFETY = 4.0
 _seeds = itertools.count(1)
 TWIN_SHARE = 1 / 64
+SAME_VALUES = 2.0**-20  # between two layouts in float64, as between any sums in another order
 LARGEST_ROUNDING = 2.0**-12  # of bfloat16, 64 roundings would be a quarter
 
 
@@ -74,7 +84,7 @@ def compare_gradients(
     # new cotangents each time, and the same in the same program
     cotangents = Cotangents(next(_seeds))
     call, twin_call, nest, wanted = as_calls(fn, twin, inputs, options)
-    return compare_calls(call, twin_call, nest, wanted, cotangents)
+    return compare_calls(call, twin_call, nest, wanted, cotangents, layouts=True)
 
 
 def compare_calls(
@@ -84,11 +94,12 @@ def compare_calls(
     wanted: list[str],
     cotangents: Cotangents,
     analytic: dict[str, Tensor] | None = None,
+    layouts: bool = False,
 ) -> GradientReport:
     """The comparison for functions of one nest of inputs.
 
     `analytic` has fn's value and gradients, as `gradients` returns them, if they are known already,
-    and `cotangents` what they were weighted by.
+    and `cotangents` what they were weighted by. With `layouts` fn is tried in other layouts too.
     """
     dtypes = {name: t.dtype for name, t in tensors_in(inputs).items()}
     with undisturbed():
@@ -96,20 +107,28 @@ def compare_calls(
         autograd = gradients(twin, inputs, wanted, cotangents) if twin else None
         u = _unit_roundoff(inputs)
         with full_precision(inputs):
-            exact = in_float64(inputs)
-            truth = gradients(twin or fn, exact, wanted, cotangents)
+            # contiguous: what reads memory in order is right there
+            layout: Layout = contiguous
+            exact, weights = laid_out(in_float64(inputs), layout), cotangents.laid_out(layout)
+            truth = gradients(twin or fn, exact, wanted, weights)
+            if not _same_values(truth, ours) and not same_memory(inputs, cotangents):
+                # a mask that is drawn in memory's order, or as_strided: its values go by layout
+                kept = gradients(twin or fn, in_float64(inputs), wanted, cotangents)
+                if not _same_values(truth, kept):
+                    layout = as_it_is
+                    exact, weights, truth = in_float64(inputs), cotangents, kept
             budgets = {n: _budget(g, u, autograd[n] if autograd else g) for n, g in truth.items()}
             errors = {name: ours[name] - truth[name] for name in truth}
             excess = dict(errors)
             if not all(_within(errors[n], budgets[n]) for n in wanted):
                 draw = Draw(cotangents.seed)
                 moved = [
-                    gradients(twin or fn, point, wanted, cotangents)
+                    gradients(twin or fn, point, wanted, weights)
                     for size in (u, min(64 * u, LARGEST_ROUNDING), min(64 * u, LARGEST_ROUNDING))
                     for point in _rounded(exact, size, wanted, draw)
                 ]
-                unresolved = resolution(twin or fn, exact, wanted, cotangents)
-                doubt = gradients(twin or fn, exact, wanted, cotangents.doubted(draw))
+                unresolved = resolution(twin or fn, exact, wanted, weights)
+                doubt = gradients(twin or fn, exact, wanted, weights.doubted(draw))
                 for name, g in truth.items():
                     moves = [m[name] - g for m in moved]
                     budgets[name] += SAFETY * max(m.norm().item() for m in moves[:2])
@@ -117,8 +136,11 @@ def compare_calls(
                     budgets[name] += SAFETY * (doubt[name] - g).norm().item()
                     budgets[name] += unresolved.get(name, 0.0)
         if not all(_within(excess[n], budgets[n]) for n in wanted):
-            floors = noise_budgets(fn, twin, inputs, wanted, cotangents, u, errors)
+            floors = noise_budgets(fn, twin, inputs, wanted, cotangents, u, errors, layout)
             budgets |= {name: budgets[name] + floor for name, floor in floors.items()}
+        elsewhere: dict[str, str] = {}
+        if layouts and all(_within(excess[n], budgets[n]) for n in wanted):
+            elsewhere = layout_faults(fn, inputs, wanted, Cotangents(cotangents.seed), u)
     coarsest = max((dtypes[name] for name in wanted), key=lambda dtype: torch.finfo(dtype).eps)
     reports = {
         display_name(name): discrepancy(
@@ -132,6 +154,9 @@ def compare_calls(
         )
         for name in truth
     }
+    for name, text in elsewhere.items():
+        found = reports[display_name(name)]
+        reports[found.name] = replace(found, passed=False, diagnosis=text)
     value = reports.pop("value")
     allowance = (
         f"Allowed: {SAFETY:g} times the unit roundoff {u:.1e} of the coarsest format at work, plus "
@@ -145,6 +170,11 @@ def _budget(truth: Tensor, u: float, autograd: Tensor) -> float:
     twin = (autograd - truth).norm().item()
     # a twin that is NaN, or far off, excuses nothing
     return SAFETY * (u * norm + (min(twin, TWIN_SHARE * norm) if twin == twin else 0.0))
+
+
+def _same_values(truth: dict[str, Tensor], found: dict[str, Tensor]) -> bool:
+    value, other = truth["value"], found["value"]
+    return value.shape == other.shape and bool((value - other).norm() <= SAME_VALUES * value.norm())
 
 
 def _within(error: Tensor, budget: float) -> bool:

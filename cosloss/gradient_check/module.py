@@ -31,6 +31,7 @@ class PureLoss:
         # torch.compile wraps a module: parameters have their names from within
         self.module: Any = getattr(module, "_orig_mod", module)
         self.given_twin = twin
+        self.identity = id(self.module)  # of frozen copies too
         self.generators: Generators | None = None
         has_twin = twin is not None or hasattr(self.module, "reference")
         self.twin: Callable[[dict[str, Any]], Any] | None = self._twin if has_twin else None

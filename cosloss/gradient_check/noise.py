@@ -21,6 +21,7 @@ from cosloss.gradient_check.calls import (
     in_float64,
 )
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.layouts import Layout, as_it_is, laid_out
 
 POINTS = 4
 MOVE = 4.0
@@ -38,6 +39,7 @@ def noise_budgets(
     cotangents: Cotangents,
     u: float,
     errors: Mapping[str, Tensor],
+    layout: Layout = as_it_is,
 ) -> dict[str, float]:
     """What each gradient's error may be as noise, as a norm; 0 where it is no noise.
 
@@ -62,7 +64,8 @@ def noise_budgets(
         factor = (9 + draw.below(7)) / 8
         weights = cotangents.scaled(factor)
         with full_precision(inputs):
-            truth = gradients(twin or fn, in_float64(point), wanted, weights)
+            exact = laid_out(in_float64(point), layout)
+            truth = gradients(twin or fn, exact, wanted, weights.laid_out(layout))
         ours.append(_errors(gradients(fn, point, wanted, weights), truth, factor))
         if twin:
             peers.append(_errors(gradients(twin, point, wanted, weights), truth, factor))

@@ -1,11 +1,14 @@
 """What a comparison of gradients found, and how it says so."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+ENTRIES = 3
 TAGS = (
+    "error_over_budget",
     "relative",
     "max_abs",
     "cosine_distance",
@@ -24,6 +27,7 @@ class Discrepancy:
     entry of their difference; without a twin the truth, float64, stands in for autograd. The two
     errors against float64 are divided by the truth's norm; `budget` is what `analytic_vs_float64`
     may be. `row_error` has each row's error, divided by the root mean square of the rows' norms.
+    `worst` names the entries that are most off, of what has not passed.
     """
 
     name: str
@@ -38,6 +42,14 @@ class Discrepancy:
     passed: bool
     diagnosis: str
     row_error: Tensor = field(repr=False)
+    worst: str = ""
+
+    @property
+    def error_over_budget(self) -> float:
+        """Below 1 is within budget; 0 where nothing is allowed and nothing is off."""
+        if self.analytic_vs_float64 == 0:
+            return 0.0
+        return self.analytic_vs_float64 / self.budget if self.budget else math.inf
 
     def scalars(self) -> dict[str, float]:
         """The numbers that are logged, by the last part of their tag."""
@@ -87,7 +99,8 @@ class GradientReport:
         for d in (self.value, *self.inputs.values()):
             numbers = " | ".join(f"{getattr(d, c):.2e}" for c in (*columns, "cosine_distance"))
             lines.append(f"| {d.name} | {numbers} | {'' if d.passed else '**wrong**'} |")
-        return "\n".join([*lines, "", self.allowance])
+        entries = [f"Worst entries of {d.name}: {d.worst}." for d in self.failures if d.worst]
+        return "\n".join([*lines, "", *entries, self.allowance])
 
 
 def discrepancy(
@@ -121,6 +134,7 @@ def discrepancy(
         passed=passed,
         diagnosis="" if passed else _diagnosis(name, ours, truth, budget, analytic, twin),
         row_error=rows / true_rows.square().mean().sqrt().clamp_min(torch.finfo(rows.dtype).tiny),
+        worst="" if passed else _worst_entries(ours, truth),
     )
 
 
@@ -154,6 +168,17 @@ def _diagnosis(
         first = int(wrong.nonzero()[0]) if wrong.any() else 0
         return f"{text}; {int(wrong.sum())} of {wrong.numel()} rows are wrong, first row {first}"
     return f"{text}; its direction is wrong (cosine distance {_cosine_distance(ours, truth):.1e})"
+
+
+def _worst_entries(ours: Tensor, truth: Tensor) -> str:
+    """Where the two differ most: index, ours, expected."""
+    error = (ours - truth).abs().nan_to_num(math.inf, posinf=math.inf).flatten()
+    entries = []
+    for place in error.topk(min(ENTRIES, error.numel())).indices.tolist():
+        index = torch.unravel_index(torch.tensor(place), truth.shape)
+        numbers = f"{ours.flatten()[place]:.4g}, expected {truth.flatten()[place]:.4g}"
+        entries.append(f"[{', '.join(str(int(i)) for i in index)}] is {numbers}")
+    return "; ".join(entries)
 
 
 def _spacing(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,9 @@ class Discrepancy:
 
     prefix = "gradient_discrepancy"
 
+    def __init__(self) -> None:
+        self._laid_out: set[int] = set()  # modules that were tried in other layouts, once each
+
     def check(self, recording: Recording, seed: int) -> Finding:
         """Judge one call.
 
@@ -49,7 +52,9 @@ class Discrepancy:
         elif recording.observed() is None:
             raise NotCheckedError(NO_GRADIENT)
         inputs, judged = recording.inputs, recording.judged
-        report = compare_calls(loss, loss.twin, inputs, judged, cotangents, analytic)
+        layouts = not loss.gathers and loss.identity not in self._laid_out
+        self._laid_out.add(loss.identity)
+        report = compare_calls(loss, loss.twin, inputs, judged, cotangents, analytic, layouts)
         scalars = {
             f"{name}/{tag}": number
             for name, found in {"value": report.value, **report.inputs}.items()
@@ -122,6 +127,9 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
     """The finding of a check; whatever it raises is a check that could not be made."""
     if recording.problem:
         return Finding("not checked", recording.problem)
+    overwritten = recording.overwritten()
+    if overwritten:
+        return Finding("wrong", overwritten)
     if recording.collectives and not recording.loss.gathers:
         return Finding("not checked", f"it asks other processes ({recording.collectives})")
     tensors = tensors_in(recording.inputs)

@@ -24,6 +24,7 @@ from cosloss.watch.targets import CUSTOM, Found, Target, find_losses, turns
 ON_FAILURE = ("warn", "raise", "stop")
 CALLS_PER_STEP = 4
 FILES_PER_MODULE = 3
+VERDICTS = {"right": 1.0, "not checked": 0.0, "wrong": -1.0}
 Twin = Callable[..., Any] | Mapping[str, Callable[..., Any]] | None
 # tag's first part, module's name, scalars, finding, the call, the step
 Report = Callable[[str, dict[str, float], Finding, Recording], None]
@@ -103,6 +104,7 @@ class GradientWatch:
         self._messages: list[str] = []
         self._warned: set[tuple[str, str]] = set()
         self._saved: dict[str, int] = {}
+        self._counts: dict[str, dict[str, float]] = {}
         self._undo: list[Callable[[], None]] = []
         self._losses: dict[str, PureLoss] = {}
         self._turns = turns(target)
@@ -266,13 +268,18 @@ class GradientWatch:
         self._pending.discard(name)
         if found.verdict == "not checked":
             self._skip(name, found.reason)
-            scalars = {"skipped": 1.0}
+            scalars = {}
         else:
             self.checks_run += 1
             scalars = worst([f.scalars for f in findings])
         if found.verdict == "wrong":
             self.checks_failed += 1
             self._messages.append(self._failure(name, found, call))
+        counts = self._counts.setdefault(name, {"run": 0.0, "failed": 0.0, "skipped": 0.0})
+        counts["run"] += found.verdict != "not checked"
+        counts["failed"] += found.verdict == "wrong"
+        counts["skipped"] += found.verdict == "not checked"
+        scalars |= {**counts, "verdict": VERDICTS[found.verdict]}
         scalars["seconds"] = time.perf_counter() - start
         outcome = {"module": name, "step": self.steps_seen, "verdict": found.verdict}
         self._outcomes.append({**outcome, "reason": found.reason, "numbers": scalars})
@@ -294,6 +301,9 @@ class GradientWatch:
             f"{said} is wrong in batch {batch}",
             finding.reason,
         ]
+        failures = finding.report.failures if finding.report else []
+        if failures and failures[0].worst:
+            lines.append(f"worst entries of {failures[0].name}: {failures[0].worst}")
         self._saved[name] = self._saved.get(name, 0) + 1
         if self.directory is not None and self._saved[name] <= FILES_PER_MODULE:
             path = self.directory / f"{self.check.prefix}-{name}-batch{batch:06d}{self.rank}.pt"

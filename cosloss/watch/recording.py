@@ -19,6 +19,7 @@ from cosloss import modes
 from cosloss.gradient_check.calls import map_tensors, tensors_in
 from cosloss.gradient_check.copies import copy_tensor, wide_dtype
 from cosloss.gradient_check.module import PureLoss
+from cosloss.watch.overwriting import Watched, watch_argument
 
 Edge = tuple[Any, int]
 
@@ -72,6 +73,7 @@ class Recording:
         self._targets: dict[Edge, str] = {}
         self._backwards: dict[int, _Backward] = {}
         self._undo: list[Callable[[], None]] = []
+        self._arguments: dict[str, Watched] = {}
         copies: dict[int, Tensor] = {}
 
         def keep(name: str, t: Tensor) -> Tensor:
@@ -81,6 +83,8 @@ class Recording:
                     edge = get_gradient_edge(t)
                     self._targets[edge.node, edge.output_nr] = name
                     self.judged.append(name)
+                    watched = watch_argument(name, t, copies[id(t)])
+                    self._arguments.update({name: watched} if watched else {})
             return copies[id(t)]
 
         self.inputs = map_tensors(keep, live)
@@ -114,6 +118,10 @@ class Recording:
             undo()
         self._undo.clear()
         self._targets.clear()
+
+    def overwritten(self) -> str:
+        """Which argument was written over although another node reads it; empty if none was."""
+        return next(filter(None, (w.problem() for w in self._arguments.values())), "")
 
     def observed(
         self,
@@ -227,6 +235,8 @@ class Recording:
         try:
             for i, kind, name in uses:
                 grad = grads[i]
+                if kind == "gradients" and name in self._arguments:
+                    self._arguments[name].look()
                 if grad is not None:
                     _add(getattr(self._run(), kind), name, grad)
         except Exception as error:

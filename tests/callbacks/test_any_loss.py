@@ -184,3 +184,15 @@ def test_nan_is_never_a_pass(check, tmp_path):
 def test_bad_arguments_are_said(check, options, message):
     with pytest.raises(ValueError, match=message):
         check(**options)
+
+
+def test_the_end_of_fit_says_in_one_line_what_was_checked(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(
+            planted.PlantedLoss(planted.right),
+            [GradientDiscrepancyCallback(1)],
+            tmp_path,
+            batches=3,
+        )
+    said = [r.getMessage() for r in caplog.records if "gradient_discrepancy" in r.getMessage()]
+    assert said == ["gradient_discrepancy: 3 checks, 0 failed, 0 not checked"]

@@ -1,5 +1,7 @@
 """compare_gradients without Lightning: numbers, budgets, and what it says."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -199,3 +201,19 @@ def test_nests_keep_their_types():
     assert isinstance(changed["p"], pair)
     assert changed["p"].b[1] == "text"
     assert list(tensors_in(changed)) == ["p.0", "p.1.0"]
+
+
+def test_a_failure_names_the_worst_entries():
+    def one_off(x):
+        y = x.square()
+        y.register_hook(
+            lambda grad: grad.index_put((torch.tensor(3), torch.tensor(1)), grad[3, 1] + 9)
+        )
+        return y
+
+    x = torch.ones(4, 2)
+    report = compare_gradients(one_off, torch.square, x)
+    worst = report.inputs["x"].worst
+    ours, expected = re.match(r"\[3, 1\] is (\S+), expected (\S+);", worst).groups()
+    assert float(ours) - float(expected) == 18
+    assert "Worst entries of x: [3, 1] is" in str(report)
