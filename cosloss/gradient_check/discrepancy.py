@@ -122,18 +122,22 @@ def compare_calls(
             excess = dict(errors)
             if not all(_within(errors[n], budgets[n]) for n in wanted):
                 draw = Draw(cotangents.seed)
-                moved = [
-                    gradients(twin or fn, point, wanted, weights)
-                    for size in (u, min(64 * u, LARGEST_ROUNDING), min(64 * u, LARGEST_ROUNDING))
-                    for point in _rounded(exact, size, wanted, draw)
-                ]
+                rows = {name: torch.zeros_like(row_norms(g)) for name, g in truth.items()}
+                nearby = dict.fromkeys(truth, 0.0)
+                for size in (u, min(64 * u, LARGEST_ROUNDING), min(64 * u, LARGEST_ROUNDING)):
+                    for point in _rounded(exact, size, wanted, draw):
+                        # one at a time: each is as large as all inputs and outputs
+                        moved = gradients(twin or fn, point, wanted, weights)
+                        for name, g in truth.items():
+                            move = moved[name] - g
+                            rows[name] = torch.maximum(rows[name], row_norms(move))
+                            if size == u:
+                                nearby[name] = max(nearby[name], move.norm().item())
                 unresolved = resolution(twin or fn, exact, wanted, weights)
                 doubt = gradients(twin or fn, exact, wanted, weights.doubted(draw))
                 for name, g in truth.items():
-                    moves = [m[name] - g for m in moved]
-                    budgets[name] += SAFETY * max(m.norm().item() for m in moves[:2])
-                    excess[name] = _excess(errors[name], moves)
-                    budgets[name] += SAFETY * (doubt[name] - g).norm().item()
+                    excess[name] = _excess(errors[name], rows[name])
+                    budgets[name] += SAFETY * (nearby[name] + (doubt[name] - g).norm().item())
                     budgets[name] += unresolved.get(name, 0.0)
         if not all(_within(excess[n], budgets[n]) for n in wanted):
             floors = noise_budgets(fn, twin, inputs, wanted, cotangents, u, errors, layout)
@@ -182,10 +186,9 @@ def _within(error: Tensor, budget: float) -> bool:
     return bool(norm <= budget) and bool(norm.isfinite())
 
 
-def _excess(error: Tensor, moves: list[Tensor]) -> Tensor:
+def _excess(error: Tensor, moved: Tensor) -> Tensor:
     """The part of each row's error that is beyond the row's moves."""
     rows = row_norms(error)
-    moved = torch.stack([row_norms(move) for move in moves]).amax(0)
     return torch.where(rows.isfinite(), (rows - moved).clamp_min(0), rows)
 
 

@@ -11,6 +11,7 @@ from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
 from cosloss.gradient_check.point import DEFAULT, FiniteDifferences
 from cosloss.watch.finding import Finding, NotCheckedError
+from cosloss.watch.memory import too_large
 from cosloss.watch.recording import Recording
 
 NO_GRADIENT = "no gradient came back to it in the step that called it"
@@ -133,6 +134,9 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
     if recording.collectives and not recording.loss.gathers:
         return Finding("not checked", f"it asks other processes ({recording.collectives})")
     tensors = tensors_in(recording.inputs)
+    large = too_large({**tensors, **{f"out.{n}": t for n, t in recording.values.items()}})
+    if large:
+        return Finding("not checked", large)
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if set(broken) & set(recording.judged):
         name = broken[0].removeprefix("args.").removeprefix("kwargs.")
