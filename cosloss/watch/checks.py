@@ -13,6 +13,7 @@ from cosloss.gradient_check.point import FiniteDifferences
 from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.recording import Recording
 
+COLLECTIVE = "not checked here: collective; see StepCheckCallback"
 NO_GRADIENT = "no gradient came back to it in the step that called it"
 
 
@@ -118,7 +119,7 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
     if recording.problem:
         return Finding("not checked", recording.problem)
     if recording.collectives and not recording.loss.gathers:
-        return Finding("not checked", f"it asks other processes ({recording.collectives})")
+        return Finding("not checked", f"{COLLECTIVE} ({recording.collectives})")
     tensors = tensors_in(recording.inputs)
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if set(broken) & set(recording.judged):
