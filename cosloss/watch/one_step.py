@@ -121,8 +121,10 @@ class Step:
     def _judge(self, averaged: bool) -> Finding:
         self.groups = top_level(self.module, list(self.parameters))
         if averaged:
+            # with what earlier batches left, which was not averaged until now
+            totals = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
             differ = self.ranks.who_differs(
-                {g: [self.gradients[n] for n in names] for g, names in self.groups.items()}
+                {g: [totals[n] for n in names if n in totals] for g, names in self.groups.items()}
             )
             if differ:
                 return Finding("wrong", of_ranks("gradients", differ))
@@ -241,7 +243,8 @@ class Step:
                 factors.append(factor)
                 scalars[f"{group}/factor"] = factor
         if factors and len(factors) == len(self.groups) and _alike(factors):
-            lines = [f"it is {self._factor(factors[0])} times the right one in every module"]
+            every = " in every module" if len(factors) > 1 else ""
+            lines = [f"it is {self._factor(factors[0])} times the right one{every}"]
         if any_stops:
             places = ", ".join(stops.places[:3]) or "the lines around a collective"
             lines.append(

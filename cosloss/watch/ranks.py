@@ -92,7 +92,8 @@ def _hash(tensors: Iterable[Tensor]) -> Tensor:
     """A number of the tensors' bits and of their places, modulo 2^64."""
     total = torch.zeros((), dtype=torch.int64)
     for t in tensors:
-        flat = t.detach().contiguous().reshape(-1)
+        t = (t.to_dense() if t.is_sparse else t).detach()
+        flat = t.contiguous().reshape(-1)
         whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(t.element_size(), torch.int64)
         bits = flat.view(whole).to(torch.int64)
         places = torch.arange(bits.numel(), device=bits.device) % PERIOD + 1
