@@ -5,18 +5,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cosloss.watch.slopes import AGREES
+
 NEAR = 1e-3  # of the parameters' norm, and of the loss: a gradient's direction is steep
+ROUGH = 0.03  # a random direction is to show terms that are missing, not a factor of 1.03
 FAR = 4e-3  # of each tensor's norm: a random direction is flat
 
 
 @dataclass
 class Direction:
-    """A vector per parameter, None where it stays; the first step, and what a slope is beside."""
+    """A vector per parameter that moves, the first step, and what slopes are compared with."""
 
     name: str
     vectors: dict[str, Tensor]
     first: float
     scale: float
+    agrees: float = AGREES
 
 
 def top_level(module: nn.Module, names: list[str]) -> dict[str, list[str]]:
@@ -85,7 +89,7 @@ class Directions:
             vectors[n] = self._random(f"{n}.{turn}", value) * size
         squares = sum(float((v * self.gradients[n]).square().sum()) for n, v in vectors.items())
         scale = max(squares**0.5, self.typical * _norm(vectors))
-        return Direction(name, vectors, FAR, scale)
+        return Direction(name, vectors, FAR, scale, ROUGH if squares else AGREES)
 
     def _random(self, name: str, like: Tensor, coin: bool = False) -> Tensor:
         seed = hash((self.seed, *name.encode())) % (1 << 62)  # of numbers: alike everywhere

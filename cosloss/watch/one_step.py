@@ -192,7 +192,7 @@ class Step:
             return self._at(direction, t, stops)
 
         first = steps * direction.first
-        return measure(line, self.zero, first, direction.scale, self.noise)
+        return measure(line, self.zero, first, direction.scale, self.noise, direction.agrees)
 
     def _at(
         self, direction: Direction | None, t: float, held: Stops | None = None

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-LEVELS = 5
+LEVELS = 5  # ten evaluations at most
 GROWTH = 4.0
-AGREES = 0.003  # of the slope's scale: the next step need not be tried
+AGREES = 0.003
 WRONG = 0.01
 DOUBTS = 4.0
 RESOLVED = 0.2  # a doubt larger than this share of the slope is no verdict
@@ -51,7 +51,14 @@ class Slope:
         return self.expected / self.measured if self.measured else math.nan
 
 
-def measure(line: Line, at_zero: float, first: float, scale: float, noise: float = 0.0) -> Slope:
+def measure(
+    line: Line,
+    at_zero: float,
+    first: float,
+    scale: float,
+    noise: float = 0.0,
+    agrees: float = AGREES,
+) -> Slope:
     """Measure a slope, in as few evaluations as it takes.
 
     Args:
@@ -60,6 +67,7 @@ def measure(line: Line, at_zero: float, first: float, scale: float, noise: float
         first: the smallest step.
         scale: what the slope is compared with, where it is itself smaller.
         noise: by how much two evaluations at one point may differ.
+        agrees: the share of the scale within which the next step need not be tried.
 
     Example:
         >>> slope = measure(lambda t: (math.exp(t), 2 * t), 1.0, 1e-3, 1.0)
@@ -76,8 +84,8 @@ def measure(line: Line, at_zero: float, first: float, scale: float, noise: float
         slope, expected = (above - below) / (2 * h), (up - down) / (2 * h)
         found.append((slope, expected, above + below - 2 * at_zero, h))
         size = max(scale, abs(expected))
-        if abs(slope - expected) <= AGREES * size:
-            return Slope(slope, expected, AGREES * size / DOUBTS, size)
+        if abs(slope - expected) <= agrees * size:
+            return Slope(slope, expected, agrees * size / DOUBTS, size)
         if level == 0:
             continue
         (near, wanted, bend, step), (far, _, wide_bend, _) = found[-2:]
