@@ -1,7 +1,13 @@
-"""Lightning callbacks that check a loss's gradient while it trains."""
+"""Lightning callbacks that check gradients, a loss's or a whole step's, during training."""
 
 from cosloss.callbacks.gradcheck import GradcheckCallback
 from cosloss.callbacks.gradient_discrepancy import GradientDiscrepancyCallback
+from cosloss.callbacks.step_check import StepCheckCallback
 from cosloss.watch.finding import GradientError
 
-__all__ = ["GradcheckCallback", "GradientDiscrepancyCallback", "GradientError"]
+__all__ = [
+    "GradcheckCallback",
+    "GradientDiscrepancyCallback",
+    "GradientError",
+    "StepCheckCallback",
+]

@@ -14,6 +14,7 @@ from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.memory import too_large
 from cosloss.watch.recording import Recording
 
+COLLECTIVE = "not checked here: collective; see StepCheckCallback"
 NO_GRADIENT = "no gradient came back to it in the step that called it"
 
 
@@ -132,7 +133,7 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
     if overwritten:
         return Finding("wrong", overwritten)
     if recording.collectives and not recording.loss.gathers:
-        return Finding("not checked", f"it asks other processes ({recording.collectives})")
+        return Finding("not checked", f"{COLLECTIVE} ({recording.collectives})")
     tensors = tensors_in(recording.inputs)
     large = too_large({**tensors, **{f"out.{n}": t for n, t in recording.values.items()}})
     if large:

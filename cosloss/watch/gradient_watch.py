@@ -32,6 +32,17 @@ Report = Callable[[str, dict[str, float], Finding, Recording], None]
 _judging = False  # a check calls modules, perhaps observed ones
 
 
+@contextmanager
+def judging() -> Iterator[None]:
+    """A scope whose calls no watch records: a check's own."""
+    global _judging
+    before, _judging = _judging, True
+    try:
+        yield
+    finally:
+        _judging = before
+
+
 class GradientWatch:
     """Watch the gradients of modules while they train, in any loop.
 
@@ -137,17 +148,13 @@ class GradientWatch:
 
     def finish(self) -> list[str]:
         """End a step and judge its calls; returns one text per failure."""
-        global _judging
         self._listening = False
         recordings, self._recordings = self._recordings, {}
-        _judging = True
-        try:
+        with judging():
             for name, calls in recordings.items():
                 for call in calls:
                     call.release()
                 self._judge(name, calls)
-        finally:
-            _judging = False
         self.was_due, self._due = self._due, False
         self._conclude_search()
         self.steps_seen += 1

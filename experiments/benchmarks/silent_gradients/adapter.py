@@ -4,9 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
+from cosloss.callbacks import (
+    GradcheckCallback,
+    GradientDiscrepancyCallback,
+    StepCheckCallback,
+)
 
 TARGET = "loss"
+# of the callbacks' warnings
+STARTS = ("gradcheck:", "gradient_discrepancy:", "step_check:")
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,13 @@ class Verdict:
 
 
 class Collected:
-    """Both callbacks at their default settings, on every batch."""
+    """All callbacks at their default settings, on every batch."""
 
     def __init__(self, twin: Callable[..., Any] | None = None) -> None:
         self.callbacks = [
             GradcheckCallback(every_n_batches=1, target=TARGET),
             GradientDiscrepancyCallback(every_n_batches=1, target=TARGET, twin=twin),
+            StepCheckCallback(every_n_batches=1),
         ]
 
     def verdict(self, warned: list[str]) -> Verdict:
@@ -42,4 +49,4 @@ class Collected:
 
 def _is_reason(line: str) -> bool:
     # the lines around it name the batch, the file to replay, and what stopped a file
-    return not line.startswith(("gradcheck:", "gradient_discrepancy:", "  reproduce", "  it could"))
+    return not line.startswith((*STARTS, "  reproduce", "  it could"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.benchmarks.silent_gradients.adapter import Collected
+from experiments.benchmarks.silent_gradients.adapter import STARTS, Collected
 from experiments.benchmarks.silent_gradients.cases import Case
 
 FEATURES = 6
@@ -101,7 +101,7 @@ def watched(
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             return {"word": "ended the run", "checks": 0, "reasons": [reason]}
     messages = [str(w.message) for w in warned if w.category is UserWarning]
-    messages = [m for m in messages if m.startswith(("gradcheck", "gradient_", "Grad"))]
+    messages = [m for m in messages if m.startswith((*STARTS, "Grad"))]
     verdict = asdict(collected.verdict(messages))
     seconds = time.perf_counter() - start
     return verdict | {"seconds": round(seconds, 2), "weights": fingerprint(model)}

@@ -1,0 +1,110 @@
+"""The slope of a loss along a line, from central differences at several steps, and its doubt.
+
+D(h) = (L(h) - L(-h)) / 2h is off by a h^2 + noise / h. Steps grow fourfold, so that D(h) and D(4h)
+tell which of the two prevails; R = (16 D(h) - D(4h)) / 15 has no h^2 any more.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+LEVELS = 5  # ten evaluations at most
+GROWTH = 4.0
+AGREES = 0.003
+WRONG = 0.01
+DOUBTS = 4.0
+RESOLVED = 0.2  # a doubt larger than this share of the slope is no verdict
+
+# the loss, and what the gradient says that it changes by from 0 to t
+Line = Callable[[float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A slope as measured, as the gradient has it, and how far off the first may be."""
+
+    measured: float
+    expected: float
+    doubt: float
+    scale: float
+    kinked: bool = False
+
+    @property
+    def error(self) -> float:
+        """The difference in units of the slope's scale."""
+        return abs(self.measured - self.expected) / self.scale if self.scale else 0.0
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the difference is more than doubts explain."""
+        off = abs(self.measured - self.expected)
+        return not self.kinked and off > max(WRONG * self.scale, DOUBTS * self.doubt)
+
+    @property
+    def right(self) -> bool:
+        """Whether a difference of a fifth would have been seen, and there is none."""
+        return not self.wrong and not self.kinked and self.doubt <= RESOLVED * self.scale
+
+    @property
+    def factor(self) -> float:
+        """How many times the right slope the gradient's is."""
+        return self.expected / self.measured if self.measured else math.nan
+
+
+def measure(
+    line: Line,
+    at_zero: float,
+    first: float,
+    scale: float,
+    noise: float = 0.0,
+    agrees: float = AGREES,
+) -> Slope:
+    """Measure a slope, in as few evaluations as it takes.
+
+    Args:
+        line: gives the loss at t, and the change that the gradient predicts.
+        at_zero: the loss at 0.
+        first: the smallest step.
+        scale: what the slope is compared with, where it is itself smaller.
+        noise: by how much two evaluations at one point may differ.
+        agrees: the share of the scale within which the next step need not be tried.
+
+    Example:
+        >>> slope = measure(lambda t: (math.exp(t), 2 * t), 1.0, 1e-3, 1.0)
+        >>> slope.wrong, round(slope.factor, 4)
+        (True, 2.0)
+    """
+    found: list[tuple[float, float, float, float]] = []  # D, expected, second difference, step
+    best: Slope | None = None
+    for level in range(LEVELS):
+        h = first * GROWTH**level
+        (above, up), (below, down) = line(h), line(-h)
+        if not (math.isfinite(above) and math.isfinite(below)):
+            break
+        slope, expected = (above - below) / (2 * h), (up - down) / (2 * h)
+        found.append((slope, expected, above + below - 2 * at_zero, h))
+        size = max(scale, abs(expected))
+        if abs(slope - expected) <= agrees * size:
+            return Slope(slope, expected, agrees * size / DOUBTS, size)
+        if level == 0:
+            continue
+        (near, wanted, bend, step), (far, _, wide_bend, _) = found[-2:]
+        # second differences grow with h^2 too: what they do not is another sample of the noise
+        doubt = max(abs(near - far), abs(wide_bend / GROWTH**2 - bend) / step, noise / step)
+        size = max(scale, abs(wanted), abs(near))
+        if best is None or doubt / size < best.doubt / best.scale:
+            measured = (GROWTH**2 * near - far) / (GROWTH**2 - 1)
+            best = Slope(measured, wanted, doubt, size)
+            best = replace(best, kinked=best.wrong and _kinked(found[-2:], wanted, size))
+        if doubt <= AGREES * size:
+            break
+    return best or Slope(math.nan, found[0][1] if found else math.nan, math.inf, scale or 1.0)
+
+
+def _kinked(pair: list[tuple[float, float, float, float]], expected: float, size: float) -> bool:
+    """Whether the slope of one side agrees: the point lies beside a kink, of a hinge perhaps."""
+    for side in (1, -1):
+        near, far = (slope + side * bend / (2 * h) for slope, _, bend, h in pair)
+        if abs((GROWTH * near - far) / (GROWTH - 1) - expected) <= WRONG * size:
+            return True
+    return False
