@@ -1,9 +1,11 @@
-"""Arguments that a call writes over although another node has saved them for its backward.
+"""Arguments and incoming gradients that a call writes over although another node still reads them.
 
 A kernel tells no version counter, so autograd hands the other node what stands there now. To write
-into an argument that nobody reads any more, logits of a linear layer, is common and right.
+into an argument that nobody reads any more, logits of a linear layer, is common and right; so is it
+to write into an incoming gradient that no other branch was handed.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,6 +45,40 @@ class Watched:
             f"{display_name(self.name)}: the call, or its backward, writes over this argument, "
             f"which {self.reader} has saved and reads afterwards: the gradient before it is wrong"
         )
+
+
+class Incoming:
+    """An incoming gradient that another branch holds too, a residual's: look after the backward."""
+
+    def __init__(self, grad: Tensor, before: Tensor) -> None:
+        self.live, self.before = grad.detach(), before
+
+    def changed(self) -> Tensor:
+        """Whether the backward wrote into it, without waiting for a device."""
+        a, b = self.live, self.before
+        return ((a != b) & ~((a != a) & (b != b))).any()
+
+
+@cache
+def holders() -> int:
+    """How many hold an incoming gradient, in a hook before its node, that went to no other node."""
+    seen: list[int] = []
+    with torch.enable_grad():
+        leaf = torch.ones(2, requires_grad=True)
+        output = leaf.sin()
+        node: Any = output.grad_fn
+        undo = node.register_prehook(lambda grads: seen.append(holders_of(grads, 0)))
+        torch.autograd.grad((output * output).sum(), leaf)
+        undo.remove()
+    return seen[0]
+
+
+def holders_of(grads: tuple[Tensor | None, ...], number: int) -> int:
+    """How many hold the gradient that a hook before a node was handed."""
+    if grads[number] is None or not hasattr(Tensor, "_use_count"):
+        return 0
+    count: int = grads[number]._use_count()  # type: ignore[union-attr]
+    return count
 
 
 def watch_argument(name: str, argument: Tensor, before: Tensor) -> Watched | None:

@@ -19,7 +19,7 @@ from cosloss import modes
 from cosloss.gradient_check.calls import map_tensors, tensors_in
 from cosloss.gradient_check.copies import copy_tensor, wide_dtype
 from cosloss.gradient_check.module import PureLoss
-from cosloss.watch.overwriting import Watched, watch_argument
+from cosloss.watch.overwriting import Incoming, Watched, holders, holders_of, watch_argument
 
 Edge = tuple[Any, int]
 
@@ -74,6 +74,9 @@ class Recording:
         self._backwards: dict[int, _Backward] = {}
         self._undo: list[Callable[[], None]] = []
         self._arguments: dict[str, Watched] = {}
+        self._shared: dict[int, Incoming] = {}
+        self._wrote: list[Tensor] = []
+        self._alone = holders()
         copies: dict[int, Tensor] = {}
 
         def keep(name: str, t: Tensor) -> Tensor:
@@ -108,8 +111,10 @@ class Recording:
         self.judged = [n for n in self.judged if n in used or not n.startswith("self.")]
         for node, uses in consumers.items():
             self._undo.append(node.register_hook(partial(self._after, uses)).remove)
-        for (node, number), names in outputs.items():
-            self._undo.append(node.register_prehook(partial(self._before, number, names)).remove)
+        for place, ((node, number), names) in enumerate(outputs.items()):
+            before = partial(self._before, place, number, names)
+            self._undo.append(node.register_prehook(before).remove)
+            self._undo.append(node.register_hook(partial(self._look, place)).remove)
         return bool(outputs) and bool(self.judged)
 
     def release(self) -> None:
@@ -118,9 +123,15 @@ class Recording:
             undo()
         self._undo.clear()
         self._targets.clear()
+        self._shared.clear()
 
     def overwritten(self) -> str:
         """Which argument was written over although another node reads it; empty if none was."""
+        if any(map(bool, self._wrote)):
+            return (
+                "its backward writes over its incoming gradient, which another branch, a "
+                "residual's, was handed too: the gradient there is wrong"
+            )
         return next(filter(None, (w.problem() for w in self._arguments.values())), "")
 
     def observed(
@@ -217,13 +228,26 @@ class Recording:
             self._backwards[task] = run
         return self._backwards[task]
 
-    def _before(self, number: int, names: list[str], grads: tuple[Tensor | None, ...]) -> None:
+    def _before(
+        self, place: int, number: int, names: list[str], grads: tuple[Tensor | None, ...]
+    ) -> None:
         try:
+            others = holders_of(grads, number) > self._alone
             grad = grads[number]
             if grad is not None:
                 # one gradient, of whichever name: a tensor returned twice counts once
-                self._run().incoming.setdefault(names[0], copy_tensor(grad))
+                copied = self._run().incoming.setdefault(names[0], copy_tensor(grad))
+                if others and copied.shape == grad.shape:
+                    self._shared[place] = Incoming(grad, copied)
         except Exception as error:  # a check never ends a run
+            self.problem = self.problem or f"{type(error).__name__}: {error}"
+
+    def _look(self, place: int, *_: Any) -> None:
+        try:
+            incoming = self._shared.pop(place, None)
+            if incoming is not None:
+                self._wrote.append(incoming.changed())
+        except Exception as error:
             self.problem = self.problem or f"{type(error).__name__}: {error}"
 
     def _after(

@@ -70,3 +70,34 @@ def test_an_argument_that_its_maker_has_saved_may_not_be_written_over(before, wr
 )
 def test_what_nobody_reads_any_more_may_be(before, writes):
     assert step(before, writes).checks_run == 1
+
+
+class Residual(Model):
+    def __init__(self, writes, reads_late):
+        super().__init__(nn.Identity(), writes)
+        self.reads_late = reads_late
+
+    def forward(self, x):
+        h = self.encoder(x)
+        kept = h.sin()
+        y = self.loss(h.clone())
+        # a node made after the call has gone backward before it
+        other = kept if self.reads_late else h.cos()
+        return ((y + other) * torch.linspace(-1, 2, y.numel()).view_as(y)).sum()
+
+
+@pytest.mark.parametrize("reads_late", [True, False])
+def test_an_incoming_gradient_may_be_written_over_unless_another_branch_reads_it(reads_late):
+    model = Residual("gradient", reads_late)
+    watch = GradientWatch(model, on_failure="raise")
+
+    def one_step():
+        with watch.step():
+            model(torch.randn(6, 4)).backward()
+
+    if reads_late:
+        with pytest.raises(GradientError, match="writes over its incoming gradient"):
+            one_step()
+    else:
+        one_step()
+        assert watch.checks_run == 1
