@@ -46,9 +46,8 @@ class StepCheck:
         ValueError: an argument is out of range.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(4, 1)
-        >>> nn.init.ones_(model.weight).sum().item()
-        4.0
         >>> check = StepCheck(model, every=500)
         >>> loss = check.observe(lambda: model(torch.ones(2, 4)).square().mean())
         >>> loss.backward()
