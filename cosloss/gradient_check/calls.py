@@ -239,7 +239,9 @@ class Cotangents:
                 )
             if weight.shape != output.shape:
                 weight = weight.reshape(output.shape)
-            weights.append(weight.to(output.dtype))
+            # a backward may write into what it is given
+            weight = weight if weight.dtype == output.dtype else weight.to(output.dtype)
+            weights.append(copy_tensor(weight))
         return weights
 
 

@@ -104,7 +104,7 @@ def check_calls(
     broken = [name for name in wanted if not tensors[name].isfinite().all()]
     if broken:
         reason = f"{broken[0]}: the loss was called with NaN or inf"
-        return FiniteDifferenceReport(False, math.nan, math.nan, False, reason)
+        return FiniteDifferenceReport(False, math.nan, math.nan, False, reason, skipped=True)
     with undisturbed(), full_precision(inputs):
         draw = Draw(seed)
         live = in_float64(inputs)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.gradient_check.copies import copy_tensor
+
 Outputs = Callable[..., tuple[Tensor, ...]]
 
 
@@ -27,7 +29,7 @@ class _FreshGraphs(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs, outputs = _graph(ctx.function, ctx.saved_tensors)
         pairs = [
-            (output, grad)
+            (output, copy_tensor(grad))  # a backward may write into it
             for output, grad in zip(outputs, grads, strict=True)
             if grad is not None and output.requires_grad
         ]

@@ -1,13 +1,14 @@
 """A module as a pure function of its inputs, its parameters and buffers among them."""
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
-from cosloss.gradient_check.calls import named_arguments, tensors_in
+from cosloss.gradient_check.calls import copied_inputs, named_arguments, tensors_in
 from cosloss.gradient_check.copies import copy_state
 from cosloss.gradient_check.generators import Generators
 
@@ -44,6 +45,17 @@ class PureLoss:
         module, twin = self._fresh(inputs)
         called = module.reference() if twin is None else twin
         return called(*inputs["args"].values(), **inputs["kwargs"])
+
+    def changes_itself(self, inputs: dict[str, Any]) -> bool:
+        """Whether a call changes the module's state: buffers, tensors, numbers, lists of them."""
+        module, _ = self._fresh(copied_inputs(inputs, ())[0])
+        before = _kept(module)
+        copied = {name: copy_state(value) for name, value in before.items()}
+        module.forward(*inputs["args"].values(), **inputs["kwargs"])
+        after = _kept(module)
+        return before.keys() != after.keys() or not all(
+            _same(copied[name], after[name]) for name in after
+        )
 
     @property
     def title(self) -> str:
@@ -120,3 +132,24 @@ def _content(cell: CellType) -> Any:
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The module's parameters and buffers by name."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _kept(module: Any) -> dict[str, Any]:
+    """The plain values that a module and its parts keep, buffers among them, by name."""
+    if not isinstance(module, nn.Module):
+        return {}
+    return dict(module.named_buffers()) | {
+        f"{at}.{name}": value
+        for at, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, (Tensor, int, float, list, deque))
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    if isinstance(a, (list, deque)) and isinstance(b, (list, deque)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    # what is neither a number nor a tensor is not looked at
+    return a == b if isinstance(a, (int, float)) and isinstance(b, (int, float)) else True

@@ -154,3 +154,25 @@ def test_a_graph_that_serves_one_backward(function):
     report = check_finite_differences(function.apply, x)
     assert report, report
     assert not report.skipped, report
+
+
+class _DoublesInPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.mul_(2)
+
+
+def test_a_backward_may_write_into_its_incoming_gradient():
+    assert check_finite_differences(_DoublesInPlace.apply, views(3)[0])
+
+
+def test_nan_in_the_input_is_no_verdict():
+    x = views(8)[0]
+    x[0, 0] = torch.nan
+    report = check_finite_differences(torch.tanh, x)
+    assert report.skipped, report
+    assert "NaN" in report.reason

@@ -174,3 +174,33 @@ def test_a_value_detached_on_the_way_to_a_whole_gradient(factor, right):
     x = torch.randn(4, 3, dtype=torch.float64)
     report = check_finite_differences(lambda x: Detour.apply(x, x.detach(), factor), x)
     assert bool(report) is right, report
+
+
+class _Averaged(torch.nn.Module):
+    """A loss against a moving average of its own; `wrong` doubles the gradient."""
+
+    def __init__(self, keeps, wrong):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+        self.keeps, self.wrong = keeps, wrong
+
+    def forward(self, x):
+        loss = (x - self.mean).square().mean()
+        if self.keeps:
+            with torch.no_grad():
+                self.mean += 0.5 * (x.mean(0) + 1)
+        return 2 * loss - loss.detach() if self.wrong else loss
+
+
+@pytest.mark.parametrize(("keeps", "wrong"), [(True, False), (False, True)])
+def test_a_twin_without_the_functions_state_shows_nothing(keeps, wrong):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), _Averaged(keeps, wrong))
+    watch = GradientWatch(model, "1", 1, twin=lambda x: x.square().mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            with watch.step():
+                model(torch.randn(8, 4)).backward()
+    assert watch.checks_failed == (3 if wrong else 0), watch.summary()
+    assert watch.checks_skipped == (2 if keeps else 0), watch.summary()
