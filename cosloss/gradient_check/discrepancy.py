@@ -22,6 +22,7 @@ from torch import Tensor
 from cosloss.gradient_check.calls import (
     Cotangents,
     Function,
+    copied_inputs,
     display_name,
     full_precision,
     gradients,
@@ -35,7 +36,7 @@ from cosloss.gradient_check.calls import (
     undisturbed,
 )
 from cosloss.gradient_check.copies import copy_tensor
-from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.generators import Draw, Draws
 from cosloss.gradient_check.noise import noise_budgets
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
 from cosloss.gradient_check.resolution import resolution
@@ -95,6 +96,22 @@ def compare_calls(
     `analytic` has fn's value and gradients, as `gradients` returns them, if they are known already,
     and `cotangents` what they were weighted by.
     """
+    report = _compare(fn, twin, inputs, wanted, cotangents, analytic)
+    if report or twin is not None:
+        return report
+    with undisturbed():
+        alike = _drawing_alike(fn, inputs)
+    return _compare(alike, None, inputs, wanted, cotangents, analytic) if alike else report
+
+
+def _compare(
+    fn: Function,
+    twin: Function | None,
+    inputs: Any,
+    wanted: list[str],
+    cotangents: Cotangents,
+    analytic: dict[str, Tensor] | None,
+) -> GradientReport:
     dtypes = {name: t.dtype for name, t in tensors_in(inputs).items()}
     with undisturbed():
         ours = analytic or gradients(fn, inputs, wanted, cotangents)
@@ -152,6 +169,19 @@ def compare_calls(
         "the twin's own error, plus what rounding the inputs does to the gradient."
     )
     return GradientReport(reports, value, allowance)
+
+
+def _drawing_alike(fn: Function, inputs: Any) -> Function | None:
+    """fn, whose draws in float64 are those of the inputs' precision; None if it draws none."""
+    draws = Draws()
+    with draws.recorded():
+        fn(copied_inputs(inputs, ())[0])
+
+    def call(given: Any) -> Any:
+        with draws.replayed():
+            return fn(given)
+
+    return call if draws.dtypes else None
 
 
 def _budget(truth: Tensor, u: float, autograd: Tensor) -> float:
