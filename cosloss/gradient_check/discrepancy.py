@@ -23,6 +23,7 @@ from torch import Tensor
 from cosloss.gradient_check.calls import (
     Cotangents,
     Function,
+    copied_inputs,
     display_name,
     full_precision,
     gradients,
@@ -31,7 +32,7 @@ from cosloss.gradient_check.calls import (
     tensors_in,
     undisturbed,
 )
-from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.generators import Draw, Draws
 from cosloss.gradient_check.layouts import (
     Layout,
     as_it_is,
@@ -104,6 +105,31 @@ def compare_calls(
     `analytic` has fn's value and gradients, as `gradients` returns them, if they are known already,
     and `cotangents` what they were weighted by. With `layouts` fn is tried in other layouts too.
     """
+    report = _compare(fn, twin, inputs, wanted, cotangents, analytic)
+    if not report and twin is None:
+        with undisturbed():
+            alike = _drawing_alike(fn, inputs)
+        report = _compare(alike, None, inputs, wanted, cotangents, analytic) if alike else report
+    if not (report and layouts):
+        return report
+    with undisturbed():
+        u = _unit_roundoff(inputs)
+        faults = layout_faults(fn, inputs, wanted, Cotangents(cotangents.seed), u)
+    judged = dict(report.inputs)
+    for name, text in faults.items():
+        found = judged[display_name(name)]
+        judged[found.name] = replace(found, passed=False, diagnosis=text)
+    return replace(report, inputs=judged)
+
+
+def _compare(
+    fn: Function,
+    twin: Function | None,
+    inputs: Any,
+    wanted: list[str],
+    cotangents: Cotangents,
+    analytic: dict[str, Tensor] | None,
+) -> GradientReport:
     dtypes = {name: t.dtype for name, t in tensors_in(inputs).items()}
     with undisturbed():
         ours = analytic or gradients(fn, inputs, wanted, cotangents)
@@ -154,9 +180,6 @@ def compare_calls(
                 within = min(CONSTANTS * u, max(u, LARGEST_ROUNDING)) * norm
                 rounded = min(own.get(name, 0.0), TWIN_SHARE * norm)
                 budgets[name] += max(within, SAFETY * rounded)
-        elsewhere: dict[str, str] = {}
-        if layouts and all(_within(excess[n], budgets[n]) for n in wanted):
-            elsewhere = layout_faults(fn, inputs, wanted, Cotangents(cotangents.seed), u)
     coarsest = max((dtypes[name] for name in wanted), key=lambda dtype: torch.finfo(dtype).eps)
     reports = {
         display_name(name): discrepancy(
@@ -170,15 +193,25 @@ def compare_calls(
         )
         for name in truth
     }
-    for name, text in elsewhere.items():
-        found = reports[display_name(name)]
-        reports[found.name] = replace(found, passed=False, diagnosis=text)
     value = reports.pop("value")
     allowance = (
         f"Allowed: {SAFETY:g} times the unit roundoff {u:.1e} of the coarsest format at work, plus "
         "the twin's own error, plus what rounding the inputs does to the gradient."
     )
     return GradientReport(reports, value, allowance)
+
+
+def _drawing_alike(fn: Function, inputs: Any) -> Function | None:
+    """fn, whose draws in float64 are those of the inputs' precision; None if it draws none."""
+    draws = Draws()
+    with draws.recorded():
+        fn(copied_inputs(inputs, ())[0])
+
+    def call(given: Any) -> Any:
+        with draws.replayed():
+            return fn(given)
+
+    return call if draws.dtypes else None
 
 
 def _budget(truth: Tensor, u: float, autograd: Tensor) -> float:

@@ -8,6 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# of the others, a dropout's mask is the same in every dtype
+DRAWS = {f"aten::{n}" for n in ("normal_", "uniform_", "exponential_", "randn", "rand")} | {
+    "aten::randn_like",
+    "aten::rand_like",
+}
 
 
 class Generators:
@@ -96,3 +103,53 @@ class Draw:
         if output.is_complex():
             drawn = torch.view_as_complex(drawn)
         return drawn.to(output.dtype).to(output.device)
+
+
+class Draws:
+    """The dtypes in which a function draws random numbers, so that float64 draws the same ones.
+
+    A generator's next normal number in float64 is another than in float32. Within `recorded` the
+    dtypes of a call's draws are kept; within `replayed` they are drawn so, and widened.
+    """
+
+    def __init__(self) -> None:
+        self.dtypes: list[torch.dtype] = []
+
+    def recorded(self) -> "_Drawing":
+        """A scope for one call, in the precision of training."""
+        self.dtypes = []
+        return _Drawing(self.dtypes, record=True)
+
+    def replayed(self) -> "_Drawing":
+        """A scope for one call in float64."""
+        return _Drawing(self.dtypes, record=False)
+
+
+class _Drawing(TorchDispatchMode):
+    def __init__(self, dtypes: list[torch.dtype], record: bool) -> None:
+        super().__init__()
+        self.dtypes = dtypes
+        self.record = record
+        self.place = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name not in DRAWS:
+            return func(*args, **kwargs)
+        if self.record:
+            found = func(*args, **kwargs)
+            self.dtypes.append(found.dtype)
+            return found
+        dtype = self.dtypes[self.place] if self.place < len(self.dtypes) else None
+        self.place += 1
+        if dtype is None:
+            return func(*args, **kwargs)
+        if name.endswith("_"):
+            narrow = func(args[0].to(dtype), *args[1:], **kwargs)
+            return args[0].copy_(narrow)
+        wide = kwargs.get("dtype") or (args[0].dtype if isinstance(args[0], Tensor) else None)
+        found = func(*args, **{**kwargs, "dtype": dtype})
+        return found if wide is None else found.to(wide)
