@@ -16,6 +16,7 @@ from cosloss.gradient_check.calls import (
     Cotangents,
     Function,
     change_each,
+    copied_inputs,
     display_name,
     gradients,
     tensors_in,
@@ -101,9 +102,7 @@ def layout_faults(
         except Exception:  # what raises is not silent
             return None
 
-    seeded = _Seeded()
-    with seeded:
-        base = run()
+    base = run()
     if base is None:
         return {}
     # outputs without dimensions have one layout
@@ -114,7 +113,7 @@ def layout_faults(
             ("the incoming gradient a slice of a wider buffer", sliced, None),
             ("the incoming gradient expanded from one number", expanded, None),
         ]
-    if not seeded.drew:  # a dropout's mask is drawn in memory's order
+    if not _draws(fn, plain):  # a dropout's mask is drawn in memory's order
         trials += [("the inputs transposed in memory", contiguous, transposed)]
     for text, layout, to_inputs in trials:
         found = run(layout, to_inputs)
@@ -134,8 +133,19 @@ def layout_faults(
     return {}
 
 
+def _draws(fn: Function, inputs: Any) -> bool:
+    """Whether a call draws random numbers, or may, where it refuses to be watched."""
+    seeded = _Seeded()
+    try:
+        with seeded:
+            fn(copied_inputs(inputs, ())[0])
+    except Exception:  # a compiled function, say
+        return True
+    return seeded.drew
+
+
 class _Seeded(TorchDispatchMode):
-    """Sees whether a call draws random numbers."""
+    """Sees operations that draw random numbers."""
 
     drew = False
 
