@@ -122,6 +122,15 @@ def will_execute(node: Any) -> bool:
     return torch._C._will_engine_execute_node(node)
 
 
+def holders_of(grads: tuple[Tensor | None, ...], number: int) -> int:
+    """How many hold the gradient that a hook before a node was handed; 0 where torch can't say."""
+    # not by a name of its own: that would be one more
+    if grads[number] is None or not hasattr(Tensor, "_use_count"):
+        return 0
+    count: int = grads[number]._use_count()  # type: ignore[union-attr]
+    return count
+
+
 def autocast_dtype(like: Tensor) -> torch.dtype | None:
     """The dtype that torch.autocast takes products to on this tensor's device; None without it."""
     kind = like.device.type

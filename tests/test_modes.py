@@ -14,6 +14,7 @@ PRIVATE = (
     "torch._C._current_graph_task_id",
     "torch._C._will_engine_execute_node",
     "torch.autograd._get_sequence_nr",
+    "torch.Tensor._use_count",
     "torch._C._are_functorch_transforms_active",
     "torch._C._dispatch_keys",
     "torch._C.DispatchKey.Python",
@@ -36,7 +37,7 @@ def test_torch_has_it(name):
 
 def test_no_other_file_uses_one():
     library = Path(modes.__file__).parent
-    private = ("torch._C", "forward_ad._", "_functorch", "autograd._get")
+    private = ("torch._C", "forward_ad._", "_functorch", "autograd._get", "_use_count")
     users = {
         str(path.relative_to(library))
         for path in library.rglob("*.py")

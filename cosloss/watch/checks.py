@@ -6,7 +6,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import Cotangents, as_real, flat_value, tensors_in, undisturbed
+from cosloss.gradient_check.calls import (
+    Cotangents,
+    as_real,
+    display_name,
+    flat_value,
+    tensors_in,
+    undisturbed,
+)
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
 from cosloss.gradient_check.point import DEFAULT, FiniteDifferences
@@ -137,28 +144,35 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
     """The finding of a check; whatever it raises is a check that could not be made."""
     if recording.problem:
         return Finding("not checked", recording.problem)
-    overwritten = recording.overwritten()
-    if overwritten:
-        return Finding("wrong", overwritten)
+    try:
+        overwritten = recording.overwritten()
+        if overwritten:
+            return Finding("wrong", overwritten)
+        reason = _out_of_reach(recording)
+        if reason:
+            return Finding("not checked", reason)
+        with ExitStack() as stack:
+            for kind, dtype in recording.autocast.items():
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            return check.check(recording, seed)
+    except Exception as error:  # a kernel's wrapper may raise anything
+        lines = str(error).splitlines() or [""]
+        said = lines[0] if isinstance(error, NotCheckedError) else ""
+        return Finding("not checked", said or f"{type(error).__name__}: {lines[0]}")
+
+
+def _out_of_reach(recording: Recording) -> str:
+    """Why nothing can be said of a call before it is looked at; empty if something can."""
     if recording.collectives and not recording.loss.gathers:
-        return Finding("not checked", f"{COLLECTIVE} ({recording.collectives})")
+        return f"{COLLECTIVE} ({recording.collectives})"
     tensors = tensors_in(recording.inputs)
     large = too_large({**tensors, **{f"out.{n}": t for n, t in recording.values.items()}})
     if large:
-        return Finding("not checked", large)
+        return large
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if set(broken) & set(recording.judged):
-        name = broken[0].removeprefix("args.").removeprefix("kwargs.")
-        return Finding("not checked", f"{name}: it was called with NaN or inf")
-    with ExitStack() as stack:
-        for kind, dtype in recording.autocast.items():
-            stack.enter_context(torch.autocast(kind, dtype=dtype))
-        try:
-            return check.check(recording, seed)
-        except Exception as error:  # a kernel's wrapper may raise anything
-            lines = str(error).splitlines() or [""]
-            said = lines[0] if isinstance(error, NotCheckedError) else ""
-            return Finding("not checked", said or f"{type(error).__name__}: {lines[0]}")
+        return f"{display_name(broken[0])}: it was called with NaN or inf"
+    return ""
 
 
 def _observed(recording: Recording) -> tuple[dict[str, Tensor], ...]:

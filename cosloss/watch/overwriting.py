@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosloss import modes
 from cosloss.gradient_check.calls import display_name
 
 NODES = 16  # how far up the graph a reader is looked for: behind views
@@ -67,18 +68,10 @@ def holders() -> int:
         leaf = torch.ones(2, requires_grad=True)
         output = leaf.sin()
         node: Any = output.grad_fn
-        undo = node.register_prehook(lambda grads: seen.append(holders_of(grads, 0)))
+        undo = node.register_prehook(lambda grads: seen.append(modes.holders_of(grads, 0)))
         torch.autograd.grad((output * output).sum(), leaf)
         undo.remove()
     return seen[0]
-
-
-def holders_of(grads: tuple[Tensor | None, ...], number: int) -> int:
-    """How many hold the gradient that a hook before a node was handed."""
-    if grads[number] is None or not hasattr(Tensor, "_use_count"):
-        return 0
-    count: int = grads[number]._use_count()  # type: ignore[union-attr]
-    return count
 
 
 def watch_argument(name: str, argument: Tensor, before: Tensor) -> Watched | None:

@@ -19,7 +19,7 @@ from cosloss import modes
 from cosloss.gradient_check.calls import map_tensors, tensors_in
 from cosloss.gradient_check.copies import copy_tensor, wide_dtype
 from cosloss.gradient_check.module import PureLoss
-from cosloss.watch.overwriting import Incoming, Watched, holders, holders_of, watch_argument
+from cosloss.watch.overwriting import Incoming, Watched, holders, watch_argument
 
 Edge = tuple[Any, int]
 
@@ -232,7 +232,7 @@ class Recording:
         self, place: int, number: int, names: list[str], grads: tuple[Tensor | None, ...]
     ) -> None:
         try:
-            others = holders_of(grads, number) > self._alone
+            others = modes.holders_of(grads, number) > self._alone
             grad = grads[number]
             if grad is not None:
                 # one gradient, of whichever name: a tensor returned twice counts once
