@@ -78,7 +78,7 @@ def compare_gradients(
         A `GradientReport`, true if all is right; `print(report)` shows the table.
 
     Raises:
-        ValueError: none of the inputs is a floating-point tensor.
+        ValueError: none of the inputs is a floating-point tensor; a twin module lacks a parameter.
 
     Example:
         >>> x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """A module and its twin as functions of one nest of inputs: arguments, parameters, buffers."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from cosloss.gradient_check.calls import (
     on_nest,
     tensors_in,
 )
-from cosloss.gradient_check.copies import copy_state, copy_tensor
+from cosloss.gradient_check.copies import copy_tensor
 from cosloss.gradient_check.module import PureLoss, tensors_of
 
 
@@ -51,7 +52,7 @@ def _on_module(
     """
     if isinstance(twin, nn.Module):
         loss = PureLoss(module).frozen()
-        twin_call: Function | None = _TwinModule(loss, twin)
+        twin_call: Function | None = _TwinModule(loss, module, twin)
     elif twin is not None and getattr(twin, "__self__", None) is not module:
         loss = PureLoss(module).frozen()
         twin_call = _TwinFunction(loss, module, twin)
@@ -66,21 +67,35 @@ def _floating(inputs: Any) -> bool:
 
 
 class _TwinModule:
-    """A twin with parameters of its own, copied for each call."""
+    """A twin module, copied for each call, whose parameters are the judged module's.
 
-    def __init__(self, loss: PureLoss, twin: nn.Module) -> None:
+    They are the same objects, or have the same names and shapes.
+
+    Raises:
+        ValueError: it lacks a parameter that requires a gradient.
+    """
+
+    def __init__(self, loss: PureLoss, module: nn.Module, twin: nn.Module) -> None:
         self.loss = loss
-        self.twin = copy_state(twin)
-        self.own = tensors_of(self.twin)
+        self.twin = twin
+        ours, theirs = tensors_of(module), tensors_of(twin)
+        names = {id(t): name for name, t in ours.items()}
+        by_name = {n: n for n, t in theirs.items() if n in ours and ours[n].shape == t.shape}
+        # the twin's name -> the module's
+        self.shared = by_name | {n: names[id(t)] for n, t in theirs.items() if id(t) in names}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and name not in self.shared.values():
+                raise ValueError(
+                    f"the twin has no parameter `{name}` of shape {tuple(parameter.shape)}: rename "
+                    "its own, or pass a function that reads the module's"
+                )
 
     def __call__(self, inputs: dict[str, Any]) -> Any:
-        wide = any(t.element_size() == 8 for t in inputs["self"].values() if t.is_floating_point())
-        twin = copy_state(self.twin, wide=wide)
-        shared = {
-            name: t
-            for name, t in inputs["self"].items()
-            if name in self.own and self.own[name].shape == t.shape
-        }
+        given = inputs["self"]
+        wide = any(t.element_size() == 8 for t in given.values() if t.is_floating_point())
+        twin = copy.deepcopy(self.twin)
+        twin = twin.double() if wide else twin
+        shared = {theirs: given[ours] for theirs, ours in self.shared.items()}
         return _call(self.loss, twin, shared, twin, inputs)
 
 

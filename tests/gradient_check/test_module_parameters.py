@@ -128,3 +128,27 @@ def test_batch_norm_draws_no_average_from_a_check():
 def test_finite_differences_judge_parameters(factor):
     report = check_finite_differences(Affine(factor), inputs())
     assert bool(report) == (factor == 1.0), report
+
+
+class Holding(nn.Module):
+    """Holds the module's own parameters under other names, and one of its own."""
+
+    def __init__(self, module, factor):
+        super().__init__()
+        self.w, self.b = module.weight, module.bias
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x):
+        return (x * self.w + self.b) * self.factor
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_twin_of_other_names(factor):
+    module = Affine()
+    report = compare_gradients(module, Holding(module, factor), inputs())
+    assert bool(report) == (factor == 1.0), report
+
+
+def test_a_twin_without_the_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"no parameter `weight` of shape \(4,\)"):
+        compare_gradients(Affine(), nn.Linear(4, 4), inputs())
