@@ -32,6 +32,7 @@ from cosloss.gradient_check.calls import (
     tensors_in,
     undisturbed,
 )
+from cosloss.gradient_check.common_factor import factor_faults
 from cosloss.gradient_check.generators import Draw, Draws
 from cosloss.gradient_check.layouts import (
     Layout,
@@ -180,6 +181,10 @@ def _compare(
                 within = min(CONSTANTS * u, max(u, LARGEST_ROUNDING)) * norm
                 rounded = min(own.get(name, 0.0), TWIN_SHARE * norm)
                 budgets[name] += max(within, SAFETY * rounded)
+        factors: dict[str, str] = {}
+        if twin and autograd and all(_within(excess[n], budgets[n]) for n in wanted):
+            found = (ours, autograd, truth)
+            factors = factor_faults(fn, twin, inputs, wanted, cotangents, u, found)
     coarsest = max((dtypes[name] for name in wanted), key=lambda dtype: torch.finfo(dtype).eps)
     reports = {
         display_name(name): discrepancy(
@@ -193,6 +198,9 @@ def _compare(
         )
         for name in truth
     }
+    for name, text in factors.items():
+        one = reports[display_name(name)]
+        reports[one.name] = replace(one, passed=False, diagnosis=f"{one.name}: {text}")
     value = reports.pop("value")
     allowance = (
         f"Allowed: {SAFETY:g} times the unit roundoff {u:.1e} of the coarsest format at work, plus "
