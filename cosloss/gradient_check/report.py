@@ -175,7 +175,7 @@ def _worst_entries(ours: Tensor, truth: Tensor) -> str:
     error = (ours - truth).abs().nan_to_num(math.inf, posinf=math.inf).flatten()
     entries = []
     for place in error.topk(min(ENTRIES, error.numel())).indices.tolist():
-        index = torch.unravel_index(torch.tensor(place), truth.shape)
+        index = torch.unravel_index(torch.tensor(place, device="cpu"), truth.shape)
         numbers = f"{ours.flatten()[place]:.4g}, expected {truth.flatten()[place]:.4g}"
         entries.append(f"[{', '.join(str(int(i)) for i in index)}] is {numbers}")
     return "; ".join(entries)

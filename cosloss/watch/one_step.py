@@ -36,6 +36,11 @@ class Step:
             for n, p in module.named_parameters()
             if p.requires_grad and (trained is None or id(p) in trained)
         }
+        # what 16 bits round shows along random directions, where the gradient's own share is small
+        kinds = {p.device.type for p in self.parameters.values()}
+        self.coarse = any(torch.is_autocast_enabled(kind) for kind in kinds) or any(
+            p.element_size() == 2 for p in self.parameters.values()
+        )
         self.old: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         try:
@@ -180,7 +185,7 @@ class Step:
         # twice: by chance a random direction is a level one
         for turn in (1, 2) if unreached else ():
             yield self.point.random("", unreached, turn)
-        if reached:
+        if reached and not self.coarse:
             yield self.point.random("", names)
         groups = [g for g, members in self.groups.items() if set(members) & set(reached)]
         if len(groups) > 1:
@@ -270,6 +275,8 @@ class Step:
             slope = self._measure(self.point.along_gradient(group, members, weighted=True))
             if slope.wrong:
                 return f"`{group}`: {self._factor(slope.factor)} times the right one", slope.factor
+            if self.coarse:
+                return "", 1.0
         slope = self._measure(self.point.random(group, members))
         if not slope.wrong:
             return "", 1.0 if reached else None

@@ -65,7 +65,7 @@ def holders() -> int:
     """How many hold an incoming gradient, in a hook before its node, that went to no other node."""
     seen: list[int] = []
     with torch.enable_grad():
-        leaf = torch.ones(2, requires_grad=True)
+        leaf = torch.ones(2, device="cpu", requires_grad=True)
         output = leaf.sin()
         node: Any = output.grad_fn
         undo = node.register_prehook(lambda grads: seen.append(modes.holders_of(grads, 0)))

@@ -40,9 +40,9 @@ class Ranks:
             if reason:
                 raise NotCheckedError(reason)
             return [list(numbers)]
-        states = self.gather(torch.tensor([float(not reason), float(len(numbers))]))
+        states = self.gather(torch.tensor([float(not reason), float(len(numbers))], device="cpu"))
         if all(state[0] for state in states):
-            gathered = self.gather(torch.tensor(list(numbers), dtype=torch.float64))
+            gathered = self.gather(torch.tensor(list(numbers), dtype=torch.float64, device="cpu"))
             return [row.tolist() for row in gathered]
         reasons: list[str | None] = [None] * self.count
         dist.all_gather_object(reasons, reason)
@@ -90,7 +90,7 @@ class Ranks:
 
 def _hash(tensors: Iterable[Tensor]) -> Tensor:
     """A number of the tensors' bits and of their places, modulo 2^64."""
-    total = torch.zeros((), dtype=torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device="cpu")
     for t in tensors:
         t = (t.to_dense() if t.is_sparse else t).detach()
         flat = t.contiguous().reshape(-1)
