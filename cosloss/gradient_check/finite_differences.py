@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,28 @@ from torch import Tensor
 
 from cosloss.gradient_check.calls import (
     Function,
+    display_name,
     full_precision,
     in_float64,
     map_tensors,
+    replace_tensors,
     sample_rows,
     tensors_in,
     undisturbed,
 )
 from cosloss.gradient_check.generators import Draw
 from cosloss.gradient_check.module_calls import as_calls
-from cosloss.gradient_check.point import DEFAULT, FiniteDifferences, check_point, largest
+from cosloss.gradient_check.point import (
+    DEFAULT,
+    FiniteDifferences,
+    PointReport,
+    check_point,
+    largest,
+)
+from cosloss.gradient_check.single_precision import check_lines, narrower
 
 DEGENERATE = 1e-4
+TAKEN = "right if it is meant to take as constant what is made at "
 _seeds = itertools.count(1)
 
 
@@ -32,7 +42,9 @@ class FiniteDifferenceReport:
 
     `skipped` says that no verdict was reached, and `reason` why. `degenerate` says that the
     gradient at the live point is zero beside that at the generic one (collapsed embeddings):
-    nothing about the formula can be seen there.
+    nothing about the formula can be seen there. `constants` are the lines at which the function
+    stops gradients ("file:line"), if the gradient is right with these alone: as that of a function
+    for which the values that are detached there, or taken as numbers, are constants.
     """
 
     passed: bool
@@ -41,6 +53,7 @@ class FiniteDifferenceReport:
     degenerate: bool
     reason: str
     skipped: bool = False
+    constants: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.passed
@@ -103,29 +116,83 @@ def check_calls(
     tensors = tensors_in(inputs)
     broken = [name for name in wanted if not tensors[name].isfinite().all()]
     if broken:
-        reason = f"{broken[0]}: the loss was called with NaN or inf"
-        return FiniteDifferenceReport(False, math.nan, math.nan, False, reason, skipped=True)
+        return _not_checked(f"{broken[0]}: the loss was called with NaN or inf")
     with undisturbed(), full_precision(inputs):
+        report = _in_widest(fn, inputs, wanted, how, seed, surrogate)
+        normalised = {} if report or report.skipped or surrogate else _logarithms(tensors, wanted)
+        if normalised:
+
+            def behind(given: Any) -> Any:
+                made = {
+                    n: given_n.log_softmax(normalised[n])
+                    for n, given_n in tensors_in(given).items()
+                    if n in normalised
+                }
+                return fn(replace_tensors(given, made))
+
+            if _in_widest(behind, inputs, wanted, how, seed, None):
+                names = ", ".join(map(display_name, normalised))
+                return _not_checked(
+                    f"{names}: its gradient is right behind a log_softmax alone, which takes away "
+                    "what it is off by, as that of torch's ctc_loss is"
+                )
+    return report
+
+
+def _in_widest(
+    fn: Function,
+    inputs: Any,
+    wanted: list[str],
+    how: FiniteDifferences,
+    seed: int,
+    surrogate: Function | None,
+) -> FiniteDifferenceReport:
+    """The check in float64, or, where that is refused, in the widest dtype that is not."""
+
+    def exactly(point: Any, draw: Draw) -> PointReport:
+        return check_point(fn, point, wanted, how, surrogate, draw)
+
+    def roughly(point: Any, draw: Draw) -> PointReport:
+        return check_lines(fn, point, wanted, how.directions, draw)
+
+    refused: list[str] = []
+    widened = [(in_float64(inputs), exactly)]
+    if surrogate is None and not (how.forward_ad or how.second_order):
+        widened += [(given, roughly) for given in narrower(inputs)]
+    for given, judge in widened:
         draw = Draw(seed)
-        live = in_float64(inputs)
-        if how.unit_rows:
-            live = map_tensors(lambda n, t: _unit_rows(t, draw) if n in wanted else t, live)
-        generic = map_tensors(lambda n, t: _generic(t, draw) if n in wanted else t, live)
         try:
-            points = [
-                check_point(fn, point, wanted, how, surrogate, draw) for point in (live, generic)
-            ]
+            points = [judge(point, draw) for point in _points(given, wanted, how, draw)]
         except Exception as error:  # a function may raise anything
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = f"the check cannot run in float64: {said}"
-            return FiniteDifferenceReport(False, math.nan, math.nan, False, reason, skipped=True)
+            refused.append((str(error).splitlines() or [type(error).__name__])[0])
+            continue
+        dtype = next((t.dtype for n, t in tensors_in(given).items() if n in wanted))
+        where = (
+            f" in {str(dtype).removeprefix('torch.')}, since it refuses float64" if refused else ""
+        )
+        return _report(points, where)
+    return _not_checked(f"the check cannot run in float64: {'; '.join(dict.fromkeys(refused))}")
+
+
+def _points(live: Any, wanted: list[str], how: FiniteDifferences, draw: Draw) -> tuple[Any, Any]:
+    """The inputs, and a generic point."""
+    if how.unit_rows:
+        live = map_tensors(lambda n, t: _unit_rows(t, draw) if n in wanted else t, live)
+    return live, map_tensors(lambda n, t: _generic(t, draw) if n in wanted else t, live)
+
+
+def _report(points: list[PointReport], where: str) -> FiniteDifferenceReport:
     degenerate = points[0].slope <= DEGENERATE * points[1].slope
     problems = [
-        f"{point.problem} at {where} point"
-        for point, where in zip(points, ("the live", "a generic"), strict=True)
+        f"{point.problem} at {place} point"
+        for point, place in zip(points, ("the live", "a generic"), strict=True)
         if point.problem
     ]
-    notes = problems or [f"finite differences agree to {largest(p.relative for p in points):.1e}"]
+    agree = f"finite differences{where} agree to {largest(p.relative for p in points):.1e}"
+    notes = problems or [agree]
+    constants = tuple(dict.fromkeys(place for p in points for place in p.constants))
+    if constants and not problems:
+        notes.append(f"{TAKEN}{', '.join(constants)}")
     if degenerate:
         notes.append("the live point is degenerate: its gradient is zero (collapsed embeddings?)")
     return FiniteDifferenceReport(
@@ -134,7 +201,26 @@ def check_calls(
         max_rel_error=largest(p.relative for p in points),
         degenerate=degenerate,
         reason="; ".join(notes),
+        constants=() if problems else constants,
     )
+
+
+def _not_checked(reason: str) -> FiniteDifferenceReport:
+    return FiniteDifferenceReport(False, math.nan, math.nan, False, reason, skipped=True)
+
+
+def _logarithms(tensors: Mapping[str, Tensor], wanted: list[str]) -> dict[str, int]:
+    """The inputs that are logarithms of probabilities, and along which dimension they add up."""
+    found = {}
+    for name in wanted:
+        x = tensors[name].detach()
+        for dim in range(x.ndim - 1, -1, -1):
+            if x.shape[dim] > 1 and x.is_floating_point():
+                total = x.double().logsumexp(dim)
+                if bool((total.abs() <= 8 * torch.finfo(x.dtype).eps * x.shape[dim]).all()):
+                    found[name] = dim
+                    break
+    return found
 
 
 def _unit_rows(x: Tensor, draw: Draw) -> Tensor:

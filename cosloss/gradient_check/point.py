@@ -10,8 +10,8 @@ steps, since a function may compute in float32 whatever its inputs are.
 """
 
 import math
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,7 @@ RELATIVE = 1e-5
 ROUNDING = 1e-8
 # gradcheck sees so many outputs one by one, or so many random sums of more
 OUTPUTS, SUMS = 64, 4
+NEARBY = 2  # points that are tried where one fails
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,17 @@ DEFAULT = FiniteDifferences()
 
 @dataclass(frozen=True)
 class PointReport:
-    """What was found at one point; `slope` estimates the norm of the true gradient."""
+    """What was found at one point.
+
+    `slope` estimates the norm of the true gradient; `constants` are the lines that stop gradients,
+    if it is right with these alone.
+    """
 
     problem: str
     absolute: float
     relative: float
     slope: float
+    constants: tuple[str, ...] = ()
 
 
 def check_point(
@@ -96,19 +102,35 @@ def check_point(
         plain = _at(fn, point, wanted, how, None, draw)
         if not plain.problem:
             return plain
-    first = found = _at(_with_constants(fn), point, wanted, how, surrogate, draw)
-    for _ in range(2):
+    return with_stops(fn, point, wanted, draw, partial(_at, how=how, surrogate=surrogate))
+
+
+def with_stops(
+    fn: Function,
+    point: Any,
+    wanted: list[str],
+    draw: Draw,
+    look: Callable[..., PointReport],
+) -> PointReport:
+    """What `look` finds with fn's stop-gradients held, at the point or else nearby."""
+    held = StopGradients(fn)
+    first = found = look(held, point, wanted, draw=draw)
+    for _ in range(NEARBY):
         if not found.problem:
-            return found
+            break
+        found = look(StopGradients(fn), nearby(point, wanted, draw), wanted, draw=draw)
+    return first if found.problem else replace(found, constants=tuple(held.places))
 
-        def nearby(name: str, t: Tensor) -> Tensor:
-            if name not in wanted:
-                return t
-            return t + 1e-3 * t.square().mean().sqrt() * draw.normal(t)
 
-        moved = change_each(nearby, point)
-        found = _at(_with_constants(fn), moved, wanted, how, surrogate, draw)
-    return found if not found.problem else first
+def nearby(point: Any, wanted: list[str], draw: Draw) -> Any:
+    """The point with a move of a thousandth, which leaves a kink behind."""
+
+    def move(name: str, t: Tensor) -> Tensor:
+        if name not in wanted:
+            return t
+        return t + 1e-3 * t.square().mean().sqrt() * draw.normal(t)
+
+    return change_each(move, point)
 
 
 def _at(
@@ -149,16 +171,6 @@ def _at(
     return PointReport(problem, worst.absolute, worst.relative, worst.slope)
 
 
-def _with_constants(fn: Function) -> Function:
-    stops = StopGradients()
-
-    def call(inputs: Any) -> Any:
-        with stops.held():
-            return fn(inputs)
-
-    return call
-
-
 def _along(
     fn: Function,
     point: Any,
@@ -176,9 +188,14 @@ def _along(
     step = STEP * (float(x.norm()) / math.sqrt(len(x) if x.ndim > 1 else x.numel()) or 1.0)
 
     def slope(step: float) -> float:
-        up = _value(fn, replace_tensors(point, {name: x + step * direction}), grads, cotangents)
+        up = weighted_value(
+            fn, replace_tensors(point, {name: x + step * direction}), grads, cotangents
+        )
         return (
-            up - _value(fn, replace_tensors(point, {name: x - step * direction}), grads, cotangents)
+            up
+            - weighted_value(
+                fn, replace_tensors(point, {name: x - step * direction}), grads, cotangents
+            )
         ) / (2 * step)
 
     analytic, numeric = float((grad * as_real(direction)).sum()), slope(step)
@@ -276,7 +293,10 @@ def _beside(grads: dict[str, Tensor], right: dict[str, Tensor], wanted: list[str
     return PointReport(problem, largest(errors.values()), relative, largest(sizes.values()))
 
 
-def _value(fn: Function, inputs: Any, wanted: Container[str], cotangents: Cotangents) -> float:
+def weighted_value(
+    fn: Function, inputs: Any, wanted: Container[str], cotangents: Cotangents
+) -> float:
+    """The outputs' sum, weighted by `cotangents`."""
     outputs = outputs_of(fn(copied_inputs(inputs, wanted)[0]))
     weights = cotangents.on(outputs)
     pairs = zip(outputs.values(), weights, strict=True)

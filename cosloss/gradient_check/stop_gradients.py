@@ -5,8 +5,9 @@ constant. Here these values are kept from one call, and given again in the calls
 Function, whose forward also runs without gradients, is left to itself: its backward is judged.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,24 +15,31 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 STOPS = frozenset((Tensor.detach, Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__))
+HIDDEN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+Place = tuple[str, str, int]  # file, function, line
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class StopGradients:
-    """The constants of a function: recorded in its first call within `held`, replayed in others."""
+    """A function whose constants are those of its first call.
 
-    def __init__(self) -> None:
-        self.values: list[Any] | None = None
+    Attributes:
+        places: the lines that make constants of what requires a gradient, as "file:line".
+    """
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """A scope for one call of the function."""
-        values = self.values
-        mode = _Hold(values)
+    def __init__(self, fn: Callable[[Any], Any]) -> None:
+        self.fn = fn
+        self.places: list[str] = []
+        self._values: list[Any] | None = None
+
+    def __call__(self, inputs: Any) -> Any:
+        mode = _Hold(self._values)
         with mode:
-            yield
-        if values is None:
-            self.values = mode.seen
+            found = self.fn(inputs)
+        if self._values is None:
+            self._values = mode.seen
+            self.places = [f"{Path(file).name}:{line}" for file, _, line in mode.places]
+        return found
 
 
 class _Hold(TorchFunctionMode):
@@ -39,6 +47,7 @@ class _Hold(TorchFunctionMode):
         super().__init__()
         self.values = values
         self.seen: list[Any] = []
+        self.places: dict[Place, None] = {}
         self.constant = False  # within torch.no_grad(), outside a custom Function
 
     def __torch_function__(
@@ -56,6 +65,8 @@ class _Hold(TorchFunctionMode):
         stops = func in STOPS or func == _DATA
         if not (stops and torch.is_grad_enabled()) and not self.constant:
             return func(*args, **kwargs)
+        if self.values is None and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            self.places.setdefault(calling_line())
         return self._hold(lambda: func(*args, **kwargs))
 
     def _hold(self, compute: Callable[[], Any]) -> Any:
@@ -75,3 +86,11 @@ class _Hold(TorchFunctionMode):
                 found = kept
         self.seen.append(found.clone() if isinstance(found, Tensor) else found)
         return found
+
+
+def calling_line() -> Place:
+    """The innermost line that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((*HIDDEN, "<")):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno

@@ -15,7 +15,7 @@ from cosloss.gradient_check.calls import (
     undisturbed,
 )
 from cosloss.gradient_check.discrepancy import compare_calls
-from cosloss.gradient_check.finite_differences import check_calls
+from cosloss.gradient_check.finite_differences import TAKEN, check_calls
 from cosloss.gradient_check.point import DEFAULT, FiniteDifferences
 from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.memory import too_large
@@ -133,7 +133,8 @@ class Differences:
         if report.skipped:
             return Finding("not checked", report.reason)
         table = "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v:.3g} |" for k, v in scalars.items())
-        return Finding("right" if report else "wrong", report.reason, scalars, table)
+        note = TAKEN + ", ".join(report.constants) if report.constants else ""
+        return Finding("right" if report else "wrong", report.reason, scalars, table, note=note)
 
     def settings(self, seed: int) -> dict[str, Any]:
         """The options of `check_calls`."""

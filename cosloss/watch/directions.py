@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cosloss.watch.slopes import AGREES
+from cosloss.gradient_check.slopes import AGREES
 
 NEAR = 1e-3  # of the parameters' norm, and of the loss: a gradient's direction is steep
 ROUGH = 0.03  # a random direction is to show terms that are missing, not a factor of 1.03

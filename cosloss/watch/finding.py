@@ -19,13 +19,17 @@ class NotCheckedError(Exception):
 
 @dataclass
 class Finding:
-    """Verdict, reason in one line, scalars by the end of their tags, and a Markdown table."""
+    """Verdict, reason in one line, scalars by the end of their tags, and a Markdown table.
+
+    `note` is on what condition a gradient is right, if on any.
+    """
 
     verdict: Verdict
     reason: str
     scalars: dict[str, float] = field(default_factory=dict)
     table: str = ""
     report: GradientReport | None = field(default=None, repr=False)
+    note: str = ""
 
     @property
     def passed(self) -> bool:

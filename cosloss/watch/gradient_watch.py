@@ -113,6 +113,7 @@ class GradientWatch:
         self._recordings: dict[str, list[Recording]] = {}
         self._outcomes: list[dict[str, Any]] = []
         self._messages: list[str] = []
+        self._notes: set[tuple[str, str]] = set()
         self._warned: set[tuple[str, str]] = set()
         self._saved: dict[str, int] = {}
         self._counts: dict[str, dict[str, float]] = {}
@@ -193,7 +194,7 @@ class GradientWatch:
         """One line: checks, failures, and what was not checked and why."""
         text = f"{self.check.prefix}: {self.checks_run} check{'s' * (self.checks_run != 1)}, "
         text += f"{self.checks_failed} failed, {self.checks_skipped} not checked"
-        reasons = sorted({f"{n}: {r}" for n, r in self._warned})
+        reasons = sorted({f"{n}: {r}" for n, r in self._warned | self._notes})
         return f"{text} ({'; '.join(reasons)})" if reasons else text
 
     def report(self) -> str:
@@ -282,6 +283,8 @@ class GradientWatch:
         if found.verdict == "wrong":
             self.checks_failed += 1
             self._messages.append(self._failure(name, found, call))
+        if found.note:
+            self._notes.add((name, found.note))
         counts = self._counts.setdefault(name, {"run": 0.0, "failed": 0.0, "skipped": 0.0})
         counts["run"] += found.verdict != "not checked"
         counts["failed"] += found.verdict == "wrong"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cosloss.gradient_check.generators import Generators
+from cosloss.gradient_check.slopes import Slope, measure
 from cosloss.gradient_check.snapshots import Snapshot
 from cosloss.watch.directions import Direction, Directions, top_level
 from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.ranks import Ranks
-from cosloss.watch.slopes import Slope, measure
 from cosloss.watch.stops import Stops
 
 REPEATS = 0.01  # of the loss: a step that differs by more is random beyond replay

@@ -4,21 +4,17 @@ A collective without a gradient is a fault, and detaches what it sends: what ent
 never held, nor what is detached in the lines around one.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosloss.gradient_check.stop_gradients import _Hold
+from cosloss.gradient_check.stop_gradients import Place, _Hold, calling_line
 
 NEARBY = 10  # lines of one function
-HIDDEN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-Place = tuple[str, str, int]  # file, function, line
 
 
 class Stops:
@@ -71,7 +67,7 @@ class _Located(_Hold):
         self.originals: list[tuple[Any, Place]] = []
 
     def _hold(self, compute: Callable[[], Any]) -> Any:
-        place = _place()
+        place = calling_line()
         if self.values is None:
             found = super()._hold(compute)
             if self.constant or _carries_gradient(found):
@@ -103,7 +99,7 @@ class _Collectives(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func.namespace in ("c10d", "_c10d_functional"):
-            self.stops._sent.append(_place())
+            self.stops._sent.append(calling_line())
             sent = {t.untyped_storage().data_ptr() for t in _tensors(args)}
             for made, place in self.mode.originals:
                 if isinstance(made, Tensor) and made.untyped_storage().data_ptr() in sent:
@@ -117,11 +113,3 @@ def _tensors(nest: Any) -> Iterator[Tensor]:
     elif isinstance(nest, (list, tuple)):
         for item in nest:
             yield from _tensors(item)
-
-
-def _place() -> Place:
-    """The innermost line that is neither torch's nor ours."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((*HIDDEN, "<")):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno

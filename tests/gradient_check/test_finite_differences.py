@@ -76,15 +76,40 @@ def test_a_function_that_computes_in_float32(factor, right):
         assert bool(check_finite_differences(Float32.apply, *views(8)[:1], seed=seed)) is right
 
 
-def test_a_function_that_refuses_float64_is_said_to():
+def test_a_function_that_refuses_every_dtype_is_not_checked():
     def fussy(x):
-        if x.dtype != torch.float32:
-            raise TypeError("expected float32")
-        return x.sum()
+        raise TypeError(f"expected int8; got {x.dtype}")
 
     report = check_finite_differences(fussy, torch.ones(3))
     assert not report
-    assert "cannot run in float64: expected float32" in report.reason
+    assert report.skipped
+    assert "cannot run in float64: expected int8; got torch.float64" in report.reason
+
+
+def test_log_probabilities_may_take_a_gradient_that_log_softmax_completes():
+    # torch's ctc_loss is right behind a log_softmax alone, and by itself it is not
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 3, 7, generator=generator)
+    targets = torch.randint(1, 7, (3, 4), generator=generator)
+    lengths = torch.full((3,), 12), torch.full((3,), 4)
+    ctc = torch.nn.CTCLoss()
+    report = check_finite_differences(ctc, logits.log_softmax(-1), targets, *lengths)
+    assert report.skipped, report
+    assert "log_softmax" in report.reason
+    report = check_finite_differences(
+        lambda x: 1.1 * planted.Late.apply(x.log_softmax(-1), {"step": 99}).sum(), logits
+    )
+    assert not report
+    assert not report.skipped
+
+
+def test_log_probabilities_excuse_no_other_gradient():
+    def wrong(x):
+        return planted.Late.apply(x, {"step": 99})[..., 0].sum()
+
+    report = check_finite_differences(wrong, torch.randn(5, 4).log_softmax(-1))
+    assert not report
+    assert not report.skipped
 
 
 def test_forward_ad_and_second_order_are_options():
@@ -176,3 +201,21 @@ def test_nan_in_the_input_is_no_verdict():
     report = check_finite_differences(torch.tanh, x)
     assert report.skipped, report
     assert "NaN" in report.reason
+
+
+def test_a_gradient_that_is_right_with_stops_alone_names_their_lines():
+    def focal(x):
+        weight = x.detach().sigmoid()  # the first stop
+        return (weight * x.square()).sum() + x.square().sum().item() * x.sum()
+
+    file, first = focal.__code__.co_filename.rpartition("/")[2], focal.__code__.co_firstlineno
+    report = check_finite_differences(focal, views(4)[0])
+    assert report, report
+    assert report.constants == (f"{file}:{first + 1}", f"{file}:{first + 2}")
+    assert f"{file}:{first + 1}" in report.reason
+    # a detached value that takes no gradient away is no condition
+    report = check_finite_differences(
+        lambda x: torch.exp(x - x.max().detach()).log().sum(), x := views(4)[0]
+    )
+    assert report
+    assert check_finite_differences(lambda x: (x + x.detach().mul(0)).sum(), x).constants == ()

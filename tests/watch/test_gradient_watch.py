@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cosloss.gradient_check import compare_gradients
 from cosloss.watch import GradientError, GradientWatch
+from cosloss.watch.checks import Differences
 
 
 class WithoutMean(torch.autograd.Function):
@@ -80,6 +81,47 @@ def test_what_cannot_be_checked_is_said_once_and_counted():
     assert (watch.checks_run, watch.checks_skipped) == (0, 3)
     assert "float32 only" in watch.summary()
     assert [c["verdict"] for c in json.loads(watch.report())["checks"]] == ["not checked"] * 3
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.9])
+def test_what_refuses_float64_is_differenced_in_float32(factor):
+    class Tanh(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            assert x.dtype == torch.float32, "float32 only"
+            ctx.save_for_backward(x)
+            return x.tanh()
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return factor * grad / x.cosh().square()
+
+    class Kernel(nn.Module):
+        def forward(self, x):
+            return Tanh.apply(x)
+
+    model = nn.Sequential(nn.Linear(8, 8), Kernel())
+    watch = GradientWatch(model, "1", 1, check=Differences())
+    for _ in range(5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error" if factor == 1 else "ignore")
+            step(watch, model)
+    assert (watch.checks_run, watch.checks_skipped) == (5, 0)
+    assert watch.checks_failed == (0 if factor == 1 else 5)
+
+
+def test_the_summary_names_the_lines_that_stop_gradients():
+    class Focal(nn.Module):
+        def forward(self, x):
+            return (x.detach().sigmoid() * x.square()).sum(-1)
+
+    line = Focal.forward.__code__.co_firstlineno + 1
+    model = nn.Sequential(nn.Linear(8, 8), Focal())
+    watch = GradientWatch(model, "1", 1, "raise", check=Differences())
+    step(watch, model)
+    assert (watch.checks_run, watch.checks_failed) == (1, 0)
+    assert f"constant what is made at test_gradient_watch.py:{line}" in watch.summary()
 
 
 @pytest.mark.parametrize("target", ["*.act", nn.Tanh, ["a.act", "b.act"]])
