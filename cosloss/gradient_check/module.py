@@ -3,10 +3,12 @@
 import copy
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cosloss.gradient_check.calls import copied_inputs, named_arguments, tensors_in
 from cosloss.gradient_check.copies import copy_state
@@ -24,7 +26,8 @@ class PureLoss:
     form.
 
     The twin is `twin`, or else the module's `reference()`, or else None. It takes the loss's
-    arguments, and sees the parameters that it reads from the module replaced as well.
+    arguments, and sees the parameters that it reads from the module replaced as well: a function,
+    which may have the live module from anywhere, finds the tensors there while it is called.
     """
 
     def __init__(self, module: nn.Module, twin: Callable[..., Any] | None = None) -> None:
@@ -32,23 +35,26 @@ class PureLoss:
         # torch.compile wraps a module: parameters have their names from within
         self.module: Any = getattr(module, "_orig_mod", module)
         self.given_twin = twin
+        self._live = self.module
         self.identity = id(self.module)  # of frozen copies too
         self.generators: Generators | None = None
         has_twin = twin is not None or hasattr(self.module, "reference")
         self.twin: Callable[[dict[str, Any]], Any] | None = self._twin if has_twin else None
 
     def __call__(self, inputs: dict[str, Any]) -> Any:
-        module, _ = self._fresh(inputs)
+        module, _ = self.fresh(inputs)
         return module.forward(*inputs["args"].values(), **inputs["kwargs"])
 
     def _twin(self, inputs: dict[str, Any]) -> Any:
-        module, twin = self._fresh(inputs)
+        module, twin = self.fresh(inputs)
+        if isinstance(twin, FunctionType) and inputs.get("self"):
+            return call_beside(self._live, inputs["self"], twin, inputs)
         called = module.reference() if twin is None else twin
         return called(*inputs["args"].values(), **inputs["kwargs"])
 
     def changes_itself(self, inputs: dict[str, Any]) -> bool:
         """Whether a call changes the module's state: buffers, tensors, numbers, lists of them."""
-        module, _ = self._fresh(copied_inputs(inputs, ())[0])
+        module, _ = self.fresh(copied_inputs(inputs, ())[0])
         before = _kept(module)
         copied = {name: copy_state(value) for name, value in before.items()}
         module.forward(*inputs["args"].values(), **inputs["kwargs"])
@@ -101,7 +107,8 @@ class PureLoss:
         memo[id(self.module)] = module  # a twin may be a method of the module
         return module, copy_state(self.given_twin, memo, wide)
 
-    def _fresh(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    def fresh(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Copies of the module and its twin, made for one call, with the tensors of the nest."""
         memo: dict[int, Any] = {}
         for own, name in ((self.module, "self"), (self.given_twin, "twin")):
             given = inputs.get(name, {})
@@ -119,6 +126,31 @@ class PureLoss:
         if self.gathers:
             module.gather_distributed = False
         return module, twin
+
+
+class _Holder(nn.Module):
+    """A module beside what is called, so that functional_call can set the one for the other."""
+
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, called: Callable[[], Any]) -> Any:
+        return called()
+
+
+def call_beside(
+    held: nn.Module,
+    tensors: dict[str, Tensor],
+    called: Callable[..., Any],
+    inputs: dict[str, Any],
+) -> Any:
+    """Call a function with a nest's arguments while a module holds other tensors, by name."""
+    parameters = dict(held.named_parameters())
+    # a buffer may be written: each call has its own
+    given = {f"held.{n}": t if n in parameters else t.clone() for n, t in tensors.items()}
+    call = partial(called, *inputs["args"].values(), **inputs["kwargs"])
+    return functional_call(_Holder(held), given, (call,))
 
 
 def _content(cell: CellType) -> Any:

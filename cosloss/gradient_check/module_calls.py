@@ -2,11 +2,9 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cosloss.gradient_check.calls import (
     Function,
@@ -17,7 +15,7 @@ from cosloss.gradient_check.calls import (
     tensors_in,
 )
 from cosloss.gradient_check.copies import copy_tensor
-from cosloss.gradient_check.module import PureLoss, tensors_of
+from cosloss.gradient_check.module import PureLoss, call_beside, tensors_of
 
 
 def as_calls(
@@ -109,17 +107,6 @@ class _TwinFunction:
         return _call(self.loss, self.module, inputs["self"], self.twin, inputs)
 
 
-class _Holder(nn.Module):
-    """A module beside what is called, so that functional_call can set the one for the other."""
-
-    def __init__(self, held: nn.Module) -> None:
-        super().__init__()
-        self.held = held
-
-    def forward(self, called: Callable[[], Any]) -> Any:
-        return called()
-
-
 def _call(
     loss: PureLoss,
     held: nn.Module,
@@ -127,10 +114,6 @@ def _call(
     called: Callable[..., Any],
     inputs: dict[str, Any],
 ) -> Any:
-    parameters = dict(held.named_parameters())
-    # a buffer may be written: each call has its own
-    given = {f"held.{n}": t if n in parameters else t.clone() for n, t in tensors.items()}
     if loss.generators is not None:
         loss.generators.restore()
-    call = partial(called, *inputs["args"].values(), **inputs["kwargs"])
-    return functional_call(_Holder(held), given, (call,))
+    return call_beside(held, tensors, called, inputs)

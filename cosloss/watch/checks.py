@@ -1,6 +1,7 @@
 """The two judges of a recorded call: its twin and float64, and finite differences."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -152,14 +153,31 @@ def judge(check: Check, recording: Recording, seed: int) -> Finding:
         reason = _out_of_reach(recording)
         if reason:
             return Finding("not checked", reason)
-        with ExitStack() as stack:
-            for kind, dtype in recording.autocast.items():
-                stack.enter_context(torch.autocast(kind, dtype=dtype))
+        with in_autocast(recording):
             return check.check(recording, seed)
     except Exception as error:  # a kernel's wrapper may raise anything
         lines = str(error).splitlines() or [""]
         said = lines[0] if isinstance(error, NotCheckedError) else ""
         return Finding("not checked", said or f"{type(error).__name__}: {lines[0]}")
+
+
+def cotangents_of(recording: Recording, seed: int) -> Cotangents:
+    """The gradients that came to a call's outputs.
+
+    Raises:
+        NotCheckedError: none came, or not a finite one.
+    """
+    incoming, doubts, _ = _observed(recording)
+    return Cotangents(seed, incoming, doubts)
+
+
+@contextmanager
+def in_autocast(recording: Recording) -> Iterator[None]:
+    """A scope with autocast as it was in the call."""
+    with ExitStack() as stack:
+        for kind, dtype in recording.autocast.items():
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
+        yield
 
 
 def _out_of_reach(recording: Recording) -> str:

@@ -18,6 +18,7 @@ from cosloss.watch.checks import Check, Discrepancy, judge
 from cosloss.watch.custom import CustomFunctions
 from cosloss.watch.finding import Finding, GradientError, worst
 from cosloss.watch.hooks import hook_calls
+from cosloss.watch.parts import wrong_part
 from cosloss.watch.recording import Recording
 from cosloss.watch.targets import CUSTOM, Found, Target, find_losses, turns
 
@@ -315,6 +316,8 @@ class GradientWatch:
         if failures and failures[0].worst:
             lines.append(f"worst entries of {failures[0].name}: {failures[0].worst}")
         self._saved[name] = self._saved.get(name, 0) + 1
+        part = wrong_part(call, batch) if self._saved[name] == 1 else ""
+        lines += [part] if part else []
         if self.directory is not None and self._saved[name] <= FILES_PER_MODULE:
             path = self.directory / f"{self.check.prefix}-{name}-batch{batch:06d}{self.rank}.pt"
             check = {"kind": self.check.prefix, **self.check.settings(batch)}
