@@ -4,10 +4,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from cosloss.callbacks import record
+from cosloss.callbacks.packages import Callback, LightningModule, Trainer
 from cosloss.watch.checks import Check
 from cosloss.watch.finding import Finding
 from cosloss.watch.gradient_watch import ON_FAILURE, GradientWatch, Twin

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-
+from cosloss.callbacks.packages import Logger
 from cosloss.watch.finding import Finding
 
 

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from cosloss.callbacks import record
 from cosloss.callbacks.check import COUNTS
+from cosloss.callbacks.packages import Callback, DummyLogger, LightningModule, Trainer
 from cosloss.watch.step_check import StepCheck
 
+# strategies by name, since Lightning's package has two
+WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
 _UNSET = object()
 
 
@@ -119,6 +119,8 @@ class StepCheckCallback(Callback):
 
             return check.observe(lambda: step(*args, **kwargs), again)
 
+        # Lightning reads the signature, one wrapper deep: whether it takes a batch_idx
+        observed.__wrapped__ = getattr(step, "__wrapped__", step)  # type: ignore[attr-defined]
         self._restore = _set(pl_module, training_step=observed)
 
     def on_before_backward(
@@ -174,8 +176,9 @@ def _unsuited(trainer: Trainer, pl_module: LightningModule) -> str:
     """Why no step of this run can be checked; empty if it can."""
     if not pl_module.automatic_optimization:
         return "manual optimization: use cosloss.watch.StepCheck around each backward pass"
-    if type(trainer.strategy) not in (DDPStrategy, SingleDeviceStrategy):
-        return f"{type(trainer.strategy).__name__} may not keep whole parameters on each process"
+    strategy = type(trainer.strategy).__name__
+    if strategy not in WHOLE:
+        return f"{strategy} may not keep whole parameters on each process"
     return ""
 
 

@@ -1,6 +1,7 @@
 """StepCheck in one process: right steps are silent, and the same to the bit; faults are seen."""
 
 import copy
+import functools
 import json
 import random
 import warnings
@@ -52,6 +53,23 @@ class Model(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
+
+
+def decorated(step):
+    @functools.wraps(step)
+    def call(*args):
+        return step(*args)
+
+    return call
+
+
+class BatchAlone(Model):
+    """A step that takes no batch_idx, behind a decorator."""
+
+    @decorated
+    def training_step(self, batch):
+        self.calls += 1
+        return self.loss_of(batch[0])
 
 
 class Dropout(Model):
@@ -180,6 +198,7 @@ def drawn():
 
 RIGHT = {
     "plain": (Model, {}),
+    "batch alone": (BatchAlone, {}),
     "dropout": (Dropout, {}),
     "queue": (Queue, {}),
     "frozen teacher": (FrozenTeacher, {}),
