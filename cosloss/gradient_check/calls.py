@@ -270,28 +270,57 @@ def copied_inputs(inputs: Any, wanted: Container[str]) -> tuple[Any, dict[str, T
     def copied(name: str, t: Tensor) -> Tensor:
         if name not in wanted:
             return copy_tensor(t)
-        leaves[name] = copy_tensor(t).requires_grad_()
-        # parameters are leaves, what a function is called with is not
-        return leaves[name] if name.startswith("self.") else _Fresh.apply(leaves[name])
+        if name.startswith("self."):  # parameters are leaves, what a function is called with is not
+            leaves[name] = copy_tensor(t).requires_grad_()
+            return leaves[name]
+        leaf = copy_tensor(t) if t.is_inference() else t.detach()
+        leaves[name] = leaf.requires_grad_()
+        return _Fresh.apply(leaves[name])
 
     return change_each(copied, inputs), leaves
 
 
+class Gradients(Mapping[str, Tensor]):
+    """Gradients by name, and "value"; kept as narrow as they came, and given in float64.
+
+    Complex ones are given as pairs of real numbers.
+
+    Args:
+        tensors: by name; "value" is the outputs.
+        scale: what the gradients are divided by.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor | list[Tensor]], scale: float = 1.0) -> None:
+        self._tensors = tensors
+        self._scale = scale
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._tensors[name]
+        if isinstance(found, list):
+            flat = [as_real(t).flatten() for t in found]
+            return flat[0] if len(flat) == 1 else torch.cat(flat)
+        return as_real(found) if self._scale == 1.0 else as_real(found) / self._scale
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def gradients(
     fn: Function, inputs: Any, wanted: Sequence[str], cotangents: Cotangents
-) -> dict[str, Tensor]:
-    """The gradients of fn(inputs), weighted by `cotangents`, on the inputs `wanted`, in float64.
+) -> Gradients:
+    """The gradients of fn(inputs), weighted by `cotangents`, on the inputs `wanted`.
 
-    They are computed in the inputs' own dtypes, on detached copies; complex ones are returned as
-    pairs of real numbers. Under "value" stand all outputs, as one vector.
+    They are computed in the inputs' own dtypes, on detached copies. Under "value" stand all
+    outputs, as one vector.
     """
     copies, leaves = copied_inputs(inputs, wanted)
     return backward(fn(copies), leaves, cotangents)
 
 
-def backward(
-    result: Any, leaves: Mapping[str, Tensor], cotangents: Cotangents
-) -> dict[str, Tensor]:
+def backward(result: Any, leaves: Mapping[str, Tensor], cotangents: Cotangents) -> Gradients:
     """As `gradients`, from a result whose graph exists."""
     outputs = outputs_of(result)
     if not outputs:
@@ -307,15 +336,11 @@ def backward(
             list(outputs.values()), list(leaves.values()), scaled, allow_unused=True
         )
     grads = {
-        name: as_real(torch.zeros_like(leaf) if g is None else g) / scale
+        # a function may hand back a buffer that it uses again
+        name: torch.zeros_like(leaf) if g is None else copy_tensor(g)
         for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
-    return {"value": flat_value(outputs), **grads}
-
-
-def flat_value(outputs: Mapping[str, Tensor]) -> Tensor:
-    """All outputs as one vector in float64."""
-    return torch.cat([as_real(output).flatten() for output in outputs.values()])
+    return Gradients({"value": [t.detach() for t in outputs.values()], **grads}, scale)
 
 
 def as_real(t: Tensor, detach: bool = True) -> Tensor:

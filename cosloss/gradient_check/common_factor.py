@@ -6,6 +6,7 @@ beyond four times what the twin's own roundings leave there, what rounding a sca
 does, and the unit roundoff, at the point and at others beside it alike.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +35,7 @@ def factor_faults(
     wanted: list[str],
     cotangents: Cotangents,
     u: float,
-    found: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]],
+    found: tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]],
 ) -> dict[str, str]:
     """What is wrong, by the input's name.
 

@@ -13,7 +13,7 @@ and, without a twin, what the function's own roundings do: see `roundings`.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +98,7 @@ def compare_calls(
     inputs: Any,
     wanted: list[str],
     cotangents: Cotangents,
-    analytic: dict[str, Tensor] | None = None,
+    analytic: Mapping[str, Tensor] | None = None,
     layouts: bool = False,
 ) -> GradientReport:
     """The comparison for functions of one nest of inputs.
@@ -129,7 +129,7 @@ def _compare(
     inputs: Any,
     wanted: list[str],
     cotangents: Cotangents,
-    analytic: dict[str, Tensor] | None,
+    analytic: Mapping[str, Tensor] | None,
 ) -> GradientReport:
     dtypes = {name: t.dtype for name, t in tensors_in(inputs).items()}
     with undisturbed():
@@ -148,8 +148,8 @@ def _compare(
                     layout = as_it_is
                     exact, weights, truth = in_float64(inputs), cotangents, kept
             budgets = {n: _budget(g, u, autograd[n] if autograd else g) for n, g in truth.items()}
-            errors = {name: ours[name] - truth[name] for name in truth}
-            excess = dict(errors)
+            errors = _Errors(ours, truth)  # one at a time: each is as large as an input
+            excess: Mapping[str, Tensor] = errors
             if not all(_within(errors[n], budgets[n]) for n in wanted):
                 draw = Draw(cotangents.seed)
                 rows = {name: torch.zeros_like(row_norms(g)) for name, g in truth.items()}
@@ -165,8 +165,8 @@ def _compare(
                                 nearby[name] = max(nearby[name], move.norm().item())
                 unresolved = resolution(twin or fn, exact, wanted, weights)
                 doubt = gradients(twin or fn, exact, wanted, weights.doubted(draw))
+                excess = {name: _excess(errors[name], rows[name]) for name in truth}
                 for name, g in truth.items():
-                    excess[name] = _excess(errors[name], rows[name])
                     budgets[name] += SAFETY * (nearby[name] + (doubt[name] - g).norm().item())
                     budgets[name] += unresolved.get(name, 0.0)
         if not all(_within(excess[n], budgets[n]) for n in wanted):
@@ -209,6 +209,22 @@ def _compare(
     return GradientReport(reports, value, allowance)
 
 
+class _Errors(Mapping[str, Tensor]):
+    """Ours less the truth, by name."""
+
+    def __init__(self, ours: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
+        self.ours, self.truth = ours, truth
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.ours[name] - self.truth[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.truth)
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+
 def _drawing_alike(fn: Function, inputs: Any) -> Function | None:
     """fn, whose draws in float64 are those of the inputs' precision; None if it draws none."""
     draws = Draws()
@@ -229,7 +245,7 @@ def _budget(truth: Tensor, u: float, autograd: Tensor) -> float:
     return SAFETY * (u * norm + (min(twin, TWIN_SHARE * norm) if twin == twin else 0.0))
 
 
-def _same_values(truth: dict[str, Tensor], found: dict[str, Tensor]) -> bool:
+def _same_values(truth: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
     value, other = truth["value"], found["value"]
     return value.shape == other.shape and bool((value - other).norm() <= SAME_VALUES * value.norm())
 
@@ -257,14 +273,13 @@ def _unit_roundoff(inputs: Any) -> float:
     return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
 
 
-def _rounded(inputs: Any, size: float, wanted: list[str], draw: Draw) -> tuple[Any, Any]:
+def _rounded(inputs: Any, size: float, wanted: list[str], draw: Draw) -> Iterator[Any]:
     """The inputs with every entry moved by `size` of itself at random, and by the opposite.
 
     Of two opposite moves one takes a nearby kink's other side.
     """
     tensors = tensors_in(inputs)
-    moves = {n: size * tensors[n] * draw.signs(tensors[n]) for n in wanted}
-    return (
-        replace_tensors(inputs, {n: tensors[n] + move for n, move in moves.items()}),
-        replace_tensors(inputs, {n: tensors[n] - move for n, move in moves.items()}),
-    )
+    signs = {name: draw.signs(tensors[name]) for name in wanted}
+    for way in (size, -size):
+        moved = {n: t.addcmul(t, signs[n], value=way) for n, t in tensors.items() if n in signs}
+        yield replace_tensors(inputs, moved)

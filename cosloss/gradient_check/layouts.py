@@ -5,7 +5,7 @@ expanded number for another gradient, and nothing is raised. Here a function is 
 incoming gradients and inputs, and must give what it gives with contiguous ones, up to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def layout_faults(
 
     def run(
         layout: Layout = contiguous, to_inputs: Layout | None = None, at: Any = plain
-    ) -> dict[str, Tensor] | None:
+    ) -> Mapping[str, Tensor] | None:
         point = laid_out(at, to_inputs, but="self.") if to_inputs else at
         try:
             return gradients(fn, point, wanted, cotangents.laid_out(layout))
@@ -157,8 +157,8 @@ class _Seeded(TorchDispatchMode):
 
 
 def _off(
-    found: dict[str, Tensor],
-    right: dict[str, Tensor],
+    found: Mapping[str, Tensor],
+    right: Mapping[str, Tensor],
     names: list[str],
     u: float,
     noise: dict[str, float],
@@ -174,7 +174,7 @@ def _off(
 
 def _noise(
     run: Callable[..., Any],
-    right: dict[str, Tensor],
+    right: Mapping[str, Tensor],
     plain: Any,
     wanted: list[str],
     u: float,

@@ -47,8 +47,8 @@ def noise_budgets(
     roundings at the scale of the largest gradient. A function must give the same bits twice.
     """
     draw = Draw(cotangents.seed + 1)
-    ours: list[dict[str, Tensor]] = []
-    peers: list[dict[str, Tensor]] = []
+    spreads = {name: _Spread(errors[name]) for name in wanted}
+    peers = dict.fromkeys(wanted, 0.0)
 
     def moved(t: Tensor) -> Tensor:
         # by two to four of its roundings: by one, half of the entries stay where they are
@@ -66,26 +66,47 @@ def noise_budgets(
         with full_precision(inputs):
             exact = laid_out(in_float64(point), layout)
             truth = gradients(twin or fn, exact, wanted, weights.laid_out(layout))
-        ours.append(_errors(gradients(fn, point, wanted, weights), truth, factor))
+        ours = gradients(fn, point, wanted, weights)
+        for name in wanted:
+            spreads[name].add((ours[name] - truth[name]) / factor)
         if twin:
-            peers.append(_errors(gradients(twin, point, wanted, weights), truth, factor))
-    again = _errors(gradients(fn, point, wanted, weights), truth, factor)
+            peer = gradients(twin, point, wanted, weights)
+            for name in wanted:
+                peers[name] = max(peers[name], float((peer[name] - truth[name]).norm()) / factor)
+    again = gradients(fn, point, wanted, weights)
     # a gradient that cancels is rounded at the scale of the others, which do not
     scale = max(truth[name].square().mean().sqrt().item() for name in wanted) / factor
     budgets = {}
-    for name in wanted:
-        found = torch.stack([errors[name], *(error[name] for error in ours)])
-        mean = found.mean(0)
-        spread = (found - mean).square().mean(0).sum().sqrt().item()
-        random = bool(mean.norm() <= AVERAGED * spread) and torch.equal(again[name], ours[-1][name])
-        limit = min(SAFETY * spread, CANCELLING * u * scale * errors[name].numel() ** 0.5)
+    for name, found in spreads.items():
+        random = found.averages_out and torch.equal(again[name], ours[name])
+        limit = min(SAFETY * found.spread, CANCELLING * u * scale * truth[name].numel() ** 0.5)
         if twin:
-            limit = SAFETY * max(peer[name].norm().item() for peer in peers)
+            limit = SAFETY * peers[name]
         budgets[name] = limit if random and limit == limit else 0.0
     return budgets
 
 
-def _errors(
-    found: Mapping[str, Tensor], truth: Mapping[str, Tensor], factor: float
-) -> dict[str, Tensor]:
-    return {name: (found[name] - truth[name]) / factor for name in truth}
+class _Spread:
+    """The mean of several errors and how far they are from it, entry by entry."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.count = 1
+        self.mean = first.clone()
+        self.squares = torch.zeros_like(first)
+
+    def add(self, error: Tensor) -> None:
+        """Take one more, as Welford does."""
+        self.count += 1
+        delta = error - self.mean
+        self.mean += delta / self.count
+        self.squares += delta * (error - self.mean)
+
+    @property
+    def spread(self) -> float:
+        """The root of the variance, as a norm over all entries."""
+        return float((self.squares.sum() / self.count).sqrt())
+
+    @property
+    def averages_out(self) -> bool:
+        """Whether the mean is no longer than errors that are independent leave it."""
+        return bool(self.mean.norm() <= AVERAGED * self.spread)

@@ -10,7 +10,7 @@ steps, since a function may compute in float32 whatever its inputs are.
 """
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -175,7 +175,7 @@ def _along(
     fn: Function,
     point: Any,
     name: str,
-    grads: dict[str, Tensor],
+    grads: Mapping[str, Tensor],
     cotangents: Cotangents,
     draw: Draw,
 ) -> tuple[float, float, float, bool]:
@@ -282,7 +282,9 @@ def _split(flat: Tensor, entries: int | None, draw: Draw) -> tuple[Tensor, Tenso
     return flat[:start], flat[start : start + entries], flat[start + entries :]
 
 
-def _beside(grads: dict[str, Tensor], right: dict[str, Tensor], wanted: list[str]) -> PointReport:
+def _beside(
+    grads: Mapping[str, Tensor], right: Mapping[str, Tensor], wanted: list[str]
+) -> PointReport:
     errors = {name: float((grads[name] - right[name]).norm()) for name in wanted}
     sizes = {name: float(right[name].norm()) for name in wanted}
     wrong = [name for name in wanted if not errors[name] <= RELATIVE * sizes[name] + 1e-12]

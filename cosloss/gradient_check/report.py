@@ -1,12 +1,14 @@
 """What a comparison of gradients found, and how it says so."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 ENTRIES = 3
+BLOCK = 2**20  # entries
 TAGS = (
     "error_over_budget",
     "relative",
@@ -116,16 +118,17 @@ def discrepancy(
     norm = truth.norm().item()
     scale = norm or torch.finfo(torch.float64).tiny
     peer = truth if autograd is None else autograd
-    error = ours - truth
-    ulps = (error.abs() / _spacing(truth, dtype)).flatten()
-    rows, true_rows = row_norms(error), row_norms(truth)
-    analytic = error.norm().item() / scale
-    twin = float("nan") if autograd is None else (autograd - truth).norm().item() / scale
+    peer_norm, our_norm = peer.norm().item(), ours.norm().item()
+    rows = _row_errors(ours, truth)
+    analytic = rows.norm().item() / scale
+    twin = math.nan if autograd is None else _row_errors(autograd, truth).norm().item() / scale
+    ulps = _ulps(ours, truth, dtype)
+    true_rows = row_norms(truth).square().mean().sqrt()
     return Discrepancy(
         name=name,
-        relative=(ours - peer).norm().item() / (peer.norm().item() or scale),
-        max_abs=(ours - peer).abs().max().item(),
-        cosine_distance=_cosine_distance(ours, peer),
+        relative=_row_errors(ours, peer).norm().item() / (peer_norm or scale),
+        max_abs=_largest(float((a - b).abs().max()) for a, b in _blocks(ours, peer) if len(a)),
+        cosine_distance=_cosine_distance(ours, peer, our_norm, peer_norm),
         analytic_vs_float64=analytic,
         autograd_vs_float64=twin,
         ulp_p50=_quantile(ulps, 0.5),
@@ -133,9 +136,35 @@ def discrepancy(
         budget=budget / scale,
         passed=passed,
         diagnosis="" if passed else _diagnosis(name, ours, truth, budget, analytic, twin),
-        row_error=rows / true_rows.square().mean().sqrt().clamp_min(torch.finfo(rows.dtype).tiny),
+        row_error=rows / true_rows.clamp_min(torch.finfo(rows.dtype).tiny),
         worst="" if passed else _worst_entries(ours, truth),
     )
+
+
+def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of both that are not too large: what is computed of them takes little memory."""
+    return zip(a.reshape(-1).split(BLOCK), b.reshape(-1).split(BLOCK), strict=True)
+
+
+def _row_errors(a: Tensor, b: Tensor) -> Tensor:
+    """`row_norms` of a - b."""
+    if a.ndim == 0 or not a.numel():
+        return row_norms(a - b)
+    rows = max(1, BLOCK * len(a) // a.numel())
+    parts = zip(a.split(rows), b.split(rows), strict=True)
+    return torch.cat([row_norms(x - y) for x, y in parts])
+
+
+def _ulps(ours: Tensor, truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """Errors in units of the dtype's spacing, of at most `BLOCK` entries, evenly chosen."""
+    step = -(-truth.numel() // BLOCK) or 1
+    a, b = ours.reshape(-1)[::step], truth.reshape(-1)[::step]
+    return (a - b).abs() / _spacing(b, dtype)
+
+
+def _largest(numbers: Iterable[float]) -> float:
+    found = list(numbers)
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -167,7 +196,8 @@ def _diagnosis(
     if wrong.sum() <= wrong.numel() // 4:
         first = int(wrong.nonzero()[0]) if wrong.any() else 0
         return f"{text}; {int(wrong.sum())} of {wrong.numel()} rows are wrong, first row {first}"
-    return f"{text}; its direction is wrong (cosine distance {_cosine_distance(ours, truth):.1e})"
+    distance = _cosine_distance(ours, truth, ours.norm().item(), norm)
+    return f"{text}; its direction is wrong (cosine distance {distance:.1e})"
 
 
 def _worst_entries(ours: Tensor, truth: Tensor) -> str:
@@ -194,9 +224,10 @@ def _quantile(x: Tensor, q: float) -> float:
     return x.kthvalue(rank + 1).values.item()
 
 
-def _cosine_distance(a: Tensor, b: Tensor) -> float:
+def _cosine_distance(a: Tensor, b: Tensor, norm_a: float, norm_b: float) -> float:
     """1 - <a, b> / (|a| |b|), as half the squared distance of the directions; 0 if both are 0."""
-    norm_a, norm_b = a.norm(), b.norm()
     if norm_a == 0 and norm_b == 0:
         return 0.0
-    return ((a / norm_a - b / norm_b).square().sum() / 2).item()
+    if norm_a == 0 or norm_b == 0:
+        return math.nan
+    return sum(float((x / norm_a - y / norm_b).square().sum()) for x, y in _blocks(a, b)) / 2

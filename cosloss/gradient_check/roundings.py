@@ -5,6 +5,7 @@ the inputs are, and so is the gradient that it multiplies. In float64, each oper
 (1 + u s), s between -1 and 1, shows what a format with the unit roundoff u does to the gradient.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def rounding_moves(
     wanted: list[str],
     cotangents: Cotangents,
     u: float,
-    truth: dict[str, Tensor],
+    truth: Mapping[str, Tensor],
 ) -> dict[str, float]:
     """The largest norm by which roundings of u move each gradient; empty where they cannot."""
     moves = dict.fromkeys(truth, 0.0)

@@ -5,6 +5,7 @@ their doubt (`slopes`). Lines go along the gradient itself, where a factor is se
 random directions, where a term that is missing is.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from cosloss.gradient_check.point import (
     weighted_value,
     with_stops,
 )
-from cosloss.gradient_check.slopes import AGREES, Slope, measure
+from cosloss.gradient_check.slopes import AGREES, Slope, confirmed, measure
 
 NEAR = 1e-3  # of the input's norm, along the gradient
 FAR = 4e-3  # and in a random direction, in which little changes
@@ -74,6 +75,7 @@ def _at(fn: Function, point: Any, wanted: list[str], directions: int, draw: Draw
     grads = gradients(fn, point, wanted, cotangents)
     tensors = tensors_in(point)
     slopes: dict[str, list[Slope]] = {}
+    problem = ""
     for name in wanted:
         x, grad = tensors[name], grads[name]
         size = float(as_real(x).norm()) or 1.0
@@ -84,15 +86,17 @@ def _at(fn: Function, point: Any, wanted: list[str], directions: int, draw: Draw
         slopes[name] = []
         for direction, first, scale, agrees in lines:
             line = _Line(fn, point, name, grads, cotangents, direction)
-            slopes[name].append(measure(line, line(0.0)[0], first, scale, agrees=agrees))
-    wrong = {name: [s for s in found if s.wrong] for name, found in slopes.items()}
-    problem = next((_problem(name, found[0]) for name, found in wrong.items() if found), "")
+            look = partial(line.slope, first, scale, agrees)
+            slope = look()
+            slopes[name].append(slope)
+            if slope.wrong and not problem and confirmed(slope, look):
+                problem = _problem(name, slope)
     # of a gradient that is zero nothing is as long as it should be
     seen = [found for name, found in slopes.items() if float(grads[name].norm())]
     if not problem and not all(found[0].right for found in seen):
         kind = str(tensors[wanted[0]].dtype).removeprefix("torch.")
         raise ValueError(f"in {kind} its noise hides its slope")
-    every = [s for found in slopes.values() for s in found if s.right or s.wrong]
+    every = [s for found in slopes.values() for s in found if s.right or problem]
     return PointReport(
         problem,
         largest(abs(s.measured - s.expected) for s in every),
@@ -109,7 +113,7 @@ class _Line:
         fn: Function,
         point: Any,
         name: str,
-        grads: dict[str, Tensor],
+        grads: Mapping[str, Tensor],
         cotangents: Cotangents,
         direction: Tensor,
     ) -> None:
@@ -121,6 +125,10 @@ class _Line:
         self.x = tensors_in(point)[name]
         x = self.x
         self.direction = torch.view_as_complex(direction) if x.is_complex() else direction
+
+    def slope(self, first: float, scale: float, agrees: float, steps: float = 1.0) -> Slope:
+        """The slope from steps that begin with `steps` times `first`."""
+        return measure(self, self(0.0)[0], steps * first, scale, agrees=agrees)
 
     def __call__(self, t: float) -> tuple[float, float]:
         moved = (self.x + t * self.direction).to(self.x.dtype)

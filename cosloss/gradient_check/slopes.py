@@ -13,6 +13,8 @@ GROWTH = 4.0
 AGREES = 0.003
 WRONG = 0.01
 DOUBTS = 4.0
+LIKE, SHORT = (1.7, 0.6), (0.23, 0.08, 0.03)  # so many times as long are steps of other opinions
+SAME = 0.5  # of what the gradient is off by: two slopes that differ by less
 RESOLVED = 0.2  # a doubt larger than this share of the slope is no verdict
 
 # the loss, and what the gradient says that it changes by from 0 to t
@@ -44,6 +46,11 @@ class Slope:
     def right(self) -> bool:
         """Whether a difference of a fifth would have been seen, and there is none."""
         return not self.wrong and not self.kinked and self.doubt <= RESOLVED * self.scale
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the gradient's slope was measured; none is where a format swallows the step."""
+        return self.measured != 0 and self.error <= WRONG
 
     @property
     def factor(self) -> float:
@@ -99,6 +106,25 @@ def measure(
         if doubt <= AGREES * size:
             break
     return best or Slope(math.nan, found[0][1] if found else math.nan, math.inf, scale or 1.0)
+
+
+def confirmed(slope: Slope, again: Callable[[float], Slope]) -> bool:
+    """Whether a slope that is wrong is so with other steps too: where a loss jumps it is not.
+
+    Steps like the first must measure the same. Of short ones none may agree with the gradient: it
+    is the limit that counts.
+
+    Args:
+        slope: one that is wrong.
+        again: measures it with steps so many times as long.
+    """
+    off = abs(slope.measured - slope.expected)
+    for place, steps in enumerate(LIKE):
+        other = again(steps)
+        same = abs(other.measured - slope.measured) <= max(SAME * off, DOUBTS * other.doubt)
+        if not same or (place == 0 and not other.wrong):
+            return False
+    return not any(again(steps).agrees for steps in SHORT)
 
 
 def _kinked(pair: list[tuple[float, float, float, float]], expected: float, size: float) -> bool:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from cosloss.gradient_check.calls import (
     Cotangents,
-    as_real,
+    Gradients,
     display_name,
-    flat_value,
     tensors_in,
     undisturbed,
 )
@@ -61,8 +60,7 @@ class Discrepancy:
         if not loss.gathers:  # of one that does, the local form is called again
             incoming, doubts, recorded = _observed(recording)
             cotangents = Cotangents(seed, incoming, doubts)
-            value = flat_value({name: recording.values[name] for name in incoming})
-            analytic = {"value": value, **{name: as_real(g) for name, g in recorded.items()}}
+            analytic = Gradients({"value": [recording.values[n] for n in incoming], **recorded})
         elif recording.observed() is None:
             raise NotCheckedError(NO_GRADIENT)
         inputs, judged = recording.inputs, recording.judged

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cosloss.gradient_check.generators import Generators
-from cosloss.gradient_check.slopes import Slope, measure
+from cosloss.gradient_check.slopes import Slope, confirmed, measure
 from cosloss.gradient_check.snapshots import Snapshot
 from cosloss.watch.directions import Direction, Directions, top_level
 from cosloss.watch.finding import Finding, NotCheckedError
@@ -17,7 +18,6 @@ from cosloss.watch.stops import Stops
 
 REPEATS = 0.01  # of the loss: a step that differs by more is random beyond replay
 NEAR_FACTOR = 0.02
-OTHER_STEPS = 1.7  # so many times as long are those of a second opinion
 
 
 class Step:
@@ -140,7 +140,9 @@ class Step:
         )
         self._repeat()
         slopes = [(d, self._measure(d)) for d in self._standard()]
-        wrong = [d for d, slope in slopes if slope.wrong and self._measure(d, OTHER_STEPS).wrong]
+        wrong = [
+            d for d, slope in slopes if slope.wrong and confirmed(slope, partial(self._measure, d))
+        ]
         scalars = _scalars(slopes)
         if not wrong:
             slope = slopes[0][1]

@@ -409,3 +409,31 @@ def test_a_closure_is_put_back():
 
     plain_loop(step)
     assert count == len(seen) == 6
+
+
+def test_a_loss_that_jumps_is_not_called_wrong():
+    # a mean over the triplets that count: its gradient is right, and it jumps with their number
+    def triplets(model, x, labels):
+        z = model(x)
+        near = torch.cdist(z, z)
+        same = labels[:, None] == labels[None, :]
+        hinge = (near[:, :, None] - near[:, None, :] + 0.05).relu()
+        counted = hinge[(same[:, :, None] & ~same[:, None, :]) & (hinge > 0)]
+        return counted.mean()
+
+    verdicts = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8))
+        check = StepCheck(model, every=1)
+        for _ in range(25):
+            x, labels = torch.randn(16, 12), torch.arange(16) % 4
+            model.zero_grad()
+            check.observe(functools.partial(triplets, model, x, labels)).backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                check.after_backward()
+                check.after_step()
+            verdicts.append(check.finding.verdict)
+    assert "wrong" not in verdicts
+    assert verdicts.count("right") > 50
