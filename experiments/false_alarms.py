@@ -1,7 +1,8 @@
 """How often the gradient checks accuse a right gradient: python -m experiments.false_alarms
 
 Trains a small encoder on random vectors with three losses at once, both callbacks on each, and
-counts checks and failures over seeds and precisions. Any failure is a false alarm.
+counts checks and failures over seeds and precisions. Any failure is a false alarm. With
+`--functions` it compares right functions with one another instead, at random points.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cosloss import CosineEmbeddingLoss, NTXentLoss
 from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
+from experiments import right_functions
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -79,11 +81,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--path", default="logs/false_alarms", help="where failures are saved")
+    parser.add_argument("--functions", action="store_true", help="functions in place of training")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of functions")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     counts: Counter[str] = Counter()
-    for precision in arguments.precision:
+    if arguments.functions:
+        counts = right_functions.count(arguments.minutes, arguments.seeds[0])
+    for precision in () if arguments.functions else arguments.precision:
         for seed in range(*arguments.seeds):
             for check in run(precision, seed, arguments.steps, arguments.rows, arguments.path):
                 counts[f"{precision} {check.prefix} checks"] += check.checks_run
