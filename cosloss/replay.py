@@ -24,6 +24,7 @@ from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
 from cosloss.gradient_check.module import PureLoss
 from cosloss.gradient_check.point import FiniteDifferences
+from cosloss.gradient_check.writes import overwrites
 
 PLAIN = (type(None), bool, int, float, str, Tensor, torch.dtype, torch.device)
 
@@ -44,7 +45,8 @@ def save_failure(
         inputs: the nest of inputs it was called with.
         autocast: the autocast dtype by device type, where autocast was on.
         finding: what was wrong, as text.
-        check: "kind", gradcheck or gradient_discrepancy, and the options of `check_calls`.
+        check: "kind", gradcheck or gradient_discrepancy, and the options of `check_calls`;
+            "overwrites" where it wrote over what another node reads.
 
     Raises:
         TypeError: the loss or an argument cannot be written as plain data.
@@ -107,8 +109,23 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
     return 0 if report else 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Overwriting:
+    """Whether a call still writes over what others read; true if not."""
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+    def __str__(self) -> str:
+        return self.reason or "it writes over nothing that it is given"
+
+
 def _run(loss: PureLoss, inputs: dict[str, Any], check: dict[str, Any]) -> Any:
     wanted = judged_inputs(inputs)
+    if check.pop("overwrites", False):
+        return _Overwriting(overwrites(loss, inputs, wanted))
     if check.pop("kind") == "gradient_discrepancy":
         return compare_calls(loss, loss.twin, inputs, wanted, Cotangents(0), layouts=True)
     surrogate, seed, rows = (check.pop(name) for name in ("surrogate", "seed", "rows"))

@@ -11,6 +11,7 @@ from torch import nn
 from cosloss import NTXentLoss, reference, verify
 from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
 from cosloss.replay import replay
+from cosloss.watch import GradientWatch
 from tests.callbacks import planted
 from tests.callbacks.runs import TwoViews, train
 
@@ -97,6 +98,67 @@ def test_what_cannot_be_saved_is_said(tmp_path):
     check = GradientDiscrepancyCallback(twin=lambda views, k: twin_of_scaled(views, k))
     with pytest.warns(UserWarning, match="could not be saved .* has no name to import it by"):
         train(Model(Scaled()), [check], tmp_path, batches=1)
+
+
+class WritesInto(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, into):
+        kept = x.clone()
+        ctx.save_for_backward(kept)
+        ctx.into = into
+        if into == "argument":
+            x.data.zero_()
+        return kept.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (kept,) = ctx.saved_tensors
+        return (grad.mul_(2 * kept) if ctx.into == "gradient" else 2 * grad * kept), None
+
+
+class Overwrites(nn.Module):
+    def __init__(self, into):
+        super().__init__()
+        self.into = into
+
+    def forward(self, x):
+        return WritesInto.apply(x, self.into)
+
+
+@pytest.mark.parametrize("into", ["argument", "gradient"])
+def test_what_writes_over_others_numbers_is_replayed_as_that(into, tmp_path, capsys, monkeypatch):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.loss = nn.Linear(4, 4), Overwrites(into)
+
+        def forward(self, x):
+            y = self.linear(x).exp()
+            return self.loss(y) + (y.detach() if into == "argument" else y * 1)
+
+    model = Residual()
+    watch = GradientWatch(model, directory=tmp_path)
+
+    def step():
+        with watch.step():
+            model(torch.randn(6, 4)).backward(torch.randn(6, 4))
+
+    with pytest.warns(UserWarning, match="writes over"):
+        step()
+    (path,) = tmp_path.iterdir()
+    assert replay(path) == 1
+    assert (
+        f"writes over its {'argument x' if into == 'argument' else 'incoming'}"
+        in capsys.readouterr().out
+    )
+    monkeypatch.setattr(WritesInto, "forward", staticmethod(lambda ctx, x, into: keep(ctx, x)))
+    assert replay(path) == 0
+
+
+def keep(ctx, x):
+    ctx.save_for_backward(x)
+    ctx.into = ""
+    return x.square()
 
 
 def test_few_files_are_written(tmp_path):

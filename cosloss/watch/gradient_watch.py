@@ -320,7 +320,8 @@ class GradientWatch:
         lines += [part] if part else []
         if self.directory is not None and self._saved[name] <= FILES_PER_MODULE:
             path = self.directory / f"{self.check.prefix}-{name}-batch{batch:06d}{self.rank}.pt"
-            check = {"kind": self.check.prefix, **self.check.settings(batch)}
+            overwrites = {"overwrites": True} if call.overwritten() else {}
+            check = {"kind": self.check.prefix, **self.check.settings(batch), **overwrites}
             try:
                 save_failure(path, call.loss, call.inputs, call.autocast, finding.reason, check)
                 lines.append(f"reproduce it: python -m cosloss.verify --replay {path}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cosloss import modes
 from cosloss.gradient_check.calls import display_name
+from cosloss.gradient_check.writes import differ
 
 NODES = 16  # how far up the graph a reader is looked for: behind views
 
@@ -35,8 +36,7 @@ class Watched:
         """Compare, without waiting for a device: after a node of the call went backward."""
         if self.live.untyped_storage().nbytes() == 0:  # freed on purpose
             return
-        a, b = self.live, self.before.detach()
-        self.changed = ((a != b) & ~((a != a) & (b != b))).any()
+        self.changed = differ(self.live, self.before.detach())
 
     def problem(self) -> str:
         """What is wrong, if the reader found other numbers than it saved."""
@@ -56,8 +56,7 @@ class Incoming:
 
     def changed(self) -> Tensor:
         """Whether the backward wrote into it, without waiting for a device."""
-        a, b = self.live, self.before
-        return ((a != b) & ~((a != a) & (b != b))).any()
+        return differ(self.live, self.before)
 
 
 @cache
