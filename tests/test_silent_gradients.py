@@ -82,3 +82,5 @@ def test_the_table_names_a_missed_fault_and_a_false_alarm():
     table = markdown(results)
     assert "| callbacks | 1 of 2 | 1 of 1 |" in table
     assert f"| {RIGHT[0].name} | wrong | other | off by / half |" in table
+    assert "No right function is accused" not in table
+    assert "No right function is accused" in markdown(results[:2])

@@ -131,4 +131,4 @@ def _accused(rows: list[dict[str, Any]]) -> list[str]:
         reason = reasons[0].replace("|", "/") if reasons else ""
         bits = "same" if same_bits(r) else "other"
         lines.append(f"| {r['name']} | {word} | {bits} | {reason} |")
-    return lines
+    return lines if len(lines) > 2 else ["No right function is accused or disturbed."]
