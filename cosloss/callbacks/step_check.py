@@ -26,7 +26,7 @@ class StepCheckCallback(Callback):
     says. After the optimizer's step all processes must have the same parameters.
 
     Finds what no check of one call can: a collective without a gradient, factors of world_size, a
-    detached module, a dropped micro-batch, a wrong hook or division. Some 12 forward passes a
+    detached module, a dropped micro-batch, a wrong hook or division. Some eight forward passes a
     check; training goes on to the bit as without it.
 
     Logs `step_check/{passed,factor,error,resolution,seconds}`, `step_check/<module>/factor` and
