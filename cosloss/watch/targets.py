@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 CUSTOM = "custom"  # every module that runs an autograd Function written in Python
 ATTRIBUTES = ("loss", "loss_fn", "criterion")
-One = str | nn.Module
-Target = One | type[nn.Module] | Sequence[One] | Mapping[str, One] | None
+One = str | nn.Module | type[nn.Module]
+Target = One | Sequence[One] | Mapping[str, One] | None
 
 
 class Found:
@@ -45,8 +46,8 @@ def find_losses(model: nn.Module, target: Target) -> dict[str, tuple[nn.Module, 
     Args:
         model: the module that contains them.
         target: a path, a pattern of paths ("blocks.*.norm"), a module, a class of modules, a list
-            of paths and modules, a dict of these by name; None for the attribute `loss`, `loss_fn`
-            or `criterion`.
+            of these, a dict of these by name; None for the attribute `loss`, `loss_fn` or
+            `criterion`.
 
     Raises:
         ValueError: nothing is found, or what is found cannot be called.
@@ -61,26 +62,45 @@ def find_losses(model: nn.Module, target: Target) -> dict[str, tuple[nn.Module, 
                 break
         else:
             raise ValueError(_advice(model))
-    if isinstance(target, nn.Module):
-        target = {type(target).__name__: target}
-    if isinstance(target, type):
-        kind = target
-        target = _named(model, lambda name, module: isinstance(module, kind), kind.__name__)
-    elif isinstance(target, str) and set(target) & set("*?["):
-        pattern = target
-        target = _named(model, lambda name, _: fnmatchcase(name, pattern), pattern)
-    elif isinstance(target, str):
-        target = {target: target}
-    elif not isinstance(target, Mapping):
-        target = {t if isinstance(t, str) else f"{type(t).__name__}": t for t in target}
     losses: dict[str, tuple[nn.Module, Found | None]] = {}
-    for name, where in target.items():
+    for name, where in _expanded(model, target).items():
         if isinstance(where, nn.Module):
             losses[name] = where, None
         else:
             found = Found(model, where)
             losses[name] = found.module, found
     return losses
+
+
+def _expanded(model: nn.Module, target: One | Sequence[One] | Mapping[str, One]) -> dict[str, Any]:
+    """Modules, and paths to what is none, by name; of a pattern and a class every module."""
+    if isinstance(target, nn.Module):
+        names = [name for name, module in model.named_modules() if module is target]
+        return {names[0] if names and names[0] else type(target).__name__: target}
+    if isinstance(target, type):
+        kind = target
+        return _named(model, lambda name, module: isinstance(module, kind), kind.__name__)
+    if isinstance(target, str) and _is_pattern(target):
+        pattern = target
+        return _named(model, lambda name, _: fnmatchcase(name, pattern), pattern)
+    if isinstance(target, str):
+        return {target: target}
+    found: dict[str, Any] = {}
+    if isinstance(target, Mapping):
+        for name, one in target.items():
+            several = _expanded(model, one)
+            alone = len(several) == 1
+            found |= {name if alone else f"{name}.{n}": m for n, m in several.items()}
+        return found
+    for one in target:
+        if one == CUSTOM and not hasattr(model, CUSTOM):
+            raise ValueError(f'"{CUSTOM}" finds modules by itself: it is no entry of a list')
+        found |= _expanded(model, one)
+    return found
+
+
+def _is_pattern(target: str) -> bool:
+    return bool(set(target) & set("*?["))
 
 
 def _advice(model: nn.Module) -> str:
@@ -98,14 +118,14 @@ def _advice(model: nn.Module) -> str:
 def turns(target: Target) -> bool:
     """Whether what is found takes turns: one module of many on each step that is due."""
     if isinstance(target, str):
-        return target == CUSTOM or bool(set(target) & set("*?["))
+        return target == CUSTOM or _is_pattern(target)
     return not (target is None or isinstance(target, (nn.Module, Mapping)))
 
 
 def _named(
     model: nn.Module, matches: Callable[[str, nn.Module], bool], asked: str
-) -> dict[str, str | nn.Module]:
-    found: dict[str, str | nn.Module] = {n: m for n, m in model.named_modules() if matches(n, m)}
+) -> dict[str, Any]:
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if matches(n, m)}
     if not found:
         raise ValueError(f"{type(model).__name__} contains no module that is {asked}")
     return found

@@ -124,7 +124,11 @@ def test_the_summary_names_the_lines_that_stop_gradients():
     assert f"constant what is made at test_gradient_watch.py:{line}" in watch.summary()
 
 
-@pytest.mark.parametrize("target", ["*.act", nn.Tanh, ["a.act", "b.act"]])
+@pytest.mark.parametrize(
+    "target",
+    ["*.act", nn.Tanh, ["a.act", "b.act"], ["*.act"], [nn.Tanh], ["a.a?t", nn.Tanh], "modules"],
+    ids=str,
+)
 def test_many_modules_take_turns(target):
     def block():
         return nn.Sequential()
@@ -135,6 +139,7 @@ def test_many_modules_take_turns(target):
         part.add_module("lin", nn.Linear(8, 8))
         part.add_module("act", nn.Tanh())
     model.forward = lambda x: model.b(model.a(x))
+    target = [model.a.act, model.b.act] if target == "modules" else target
     logged = []
     watch = GradientWatch(model, target, 1, log=lambda *scalar: logged.append(scalar))
     for _ in range(4):
@@ -144,6 +149,22 @@ def test_many_modules_take_turns(target):
     assert ("gradient_discrepancy/b.act/input/relative" in {tag for tag, _, _ in logged}) or (
         "gradient_discrepancy/b.act/0/relative" in {tag for tag, _, _ in logged}
     )
+
+
+def test_a_dict_names_what_a_pattern_finds():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Tanh())
+    watch = GradientWatch(model, {"act": nn.Tanh, "first": "0"}, 1)
+    step(watch, model)
+    seen = {c["module"] for c in json.loads(watch.report())["checks"]}
+    assert seen == {"act.1", "act.2", "first"}
+
+
+def test_what_no_list_can_hold_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    with pytest.raises(ValueError, match="custom"):
+        GradientWatch(model, ["1", "custom"])
+    with pytest.raises(ValueError, match=r"no module that is blocks\.\*"):
+        GradientWatch(model, ["1", "blocks.*"])
 
 
 def test_the_first_layer_is_judged_by_its_parameters():
