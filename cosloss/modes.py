@@ -117,9 +117,15 @@ def current_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
-def will_execute(node: Any) -> bool:
-    """Whether the backward pass that calls a hook goes on to this node of the graph."""
-    return torch._C._will_engine_execute_node(node)
+def will_execute(node: Any) -> bool | None:
+    """Whether the backward pass that calls a hook goes on to this node of the graph.
+
+    None for a leaf in torch.autograd.grad, which torch does not say.
+    """
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        return None
 
 
 def holders_of(grads: tuple[Tensor | None, ...], number: int) -> int:

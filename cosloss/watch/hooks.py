@@ -1,7 +1,7 @@
 """Hooks on a module's calls."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -10,9 +10,10 @@ from torch import nn
 class Hook:
     """A forward hook that a copied or pickled module does not take along."""
 
+    disabled: ClassVar[bool] = False  # for compilers, which leave its calls as they are
+
     def __init__(self, call: Callable[..., None] | None = None) -> None:
-        # here, since it imports the compiler, which takes a second
-        self.call = None if call is None else torch.compiler.disable(call)
+        self.call = call
 
     def __call__(self, *args: Any) -> None:
         if self.call is not None:
@@ -29,6 +30,9 @@ def hook_calls(
 
     Returns what takes the hooks away.
     """
+    if not Hook.disabled:  # here, since it imports the compiler, which takes a second
+        Hook.__call__ = torch.compiler.disable(Hook.__call__)  # type: ignore[method-assign]
+        Hook.disabled = True
     # nearest to the forward itself: what other hooks change is the call's, or is not
     first = module.register_forward_pre_hook(Hook(before), with_kwargs=True)
     last = module.register_forward_hook(Hook(after), with_kwargs=True, prepend=True)

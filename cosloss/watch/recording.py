@@ -43,6 +43,12 @@ class _Backward:
     inner: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
+    unsure: set[str] = field(default_factory=set)
+
+    @property
+    def unasked(self) -> set[str]:
+        """The inputs whose gradients it did not compute."""
+        return self.skipped | (self.unsure - self.gradients.keys())
 
 
 class Recording:
@@ -149,8 +155,8 @@ class Recording:
         runs = runs[:1] if runs and runs[0].creates_graph else runs
         if not runs:
             return None
-        run = min(runs, key=lambda run: len(run.skipped))
-        self.judged = [n for n in self.judged if n not in run.skipped]
+        run = min(runs, key=lambda run: len(run.unasked))
+        self.judged = [n for n in self.judged if n not in run.unasked]
         if not self.judged:
             return None
         tensors = tensors_in(self.inputs)
@@ -223,8 +229,9 @@ class Recording:
         if task not in self._backwards:
             run = _Backward(creates_graph=torch.is_grad_enabled())
             for (node, _), name in self._targets.items():
-                if not modes.will_execute(node):
-                    run.skipped.add(name)
+                goes_on = modes.will_execute(node)
+                if not goes_on:
+                    (run.unsure if goes_on is None else run.skipped).add(name)
             self._backwards[task] = run
         return self._backwards[task]
 

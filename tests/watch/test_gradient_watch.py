@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cosloss.gradient_check import compare_gradients
 from cosloss.watch import GradientError, GradientWatch
-from cosloss.watch.checks import Differences
+from cosloss.watch.checks import Differences, Discrepancy
 
 
 class WithoutMean(torch.autograd.Function):
@@ -267,3 +267,29 @@ def test_a_twin_without_the_functions_state_shows_nothing(keeps, wrong):
                 model(torch.randn(8, 4)).backward()
     assert watch.checks_failed == (3 if wrong else 0), watch.summary()
     assert watch.checks_skipped == (2 if keeps else 0), watch.summary()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("check", [Discrepancy, Differences])
+def test_a_gradient_that_is_asked_for_alone_is_judged_alone(check, wrong):
+    model = nn.Sequential(nn.Linear(8, 8), Norm() if wrong else nn.LayerNorm(8), nn.Linear(8, 8))
+    watches = [GradientWatch(model, name, 1, check=check()) for name in ("1", "2")]
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if wrong else "error")
+            with watches[0].step(), watches[1].step():
+                out = model(torch.randn(6, 8)).sin().sum()
+                torch.autograd.grad(out, [model[0].weight, model[2].bias])
+    assert [w.checks_run for w in watches] == [2, 2]
+    assert [w.checks_failed for w in watches] == [2 * wrong, 0]
+
+
+def test_many_compiled_modules_are_watched_without_a_word(caplog):
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(6)))
+    watch = GradientWatch(model, "*.1", 1, "raise")
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(8):
+        with watch.step():
+            compiled(torch.randn(6, 8)).sin().sum().backward()
+    assert watch.checks_run == 8
+    assert "recompile_limit" not in caplog.text
