@@ -240,8 +240,8 @@ class Cotangents:
             if weight.shape != output.shape:
                 weight = weight.reshape(output.shape)
             # a backward may write into what it is given
-            weight = weight if weight.dtype == output.dtype else weight.to(output.dtype)
-            weights.append(copy_tensor(weight))
+            same = weight.dtype == output.dtype
+            weights.append(copy_tensor(weight) if same else weight.to(output.dtype))
         return weights
 
 
@@ -252,19 +252,31 @@ def outputs_of(result: Any) -> dict[str, Tensor]:
 
 
 class _Fresh(torch.autograd.Function):
-    """The identity, as a copy of its own: a function may write into what it is called with."""
+    """The identity, as a copy of its own: a function may write into what it is called with.
+
+    Of what nobody reads afterwards, `spent`, not a copy but the memory itself.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return copy_tensor(x)
+    def forward(ctx: Any, x: Tensor, spent: bool) -> Tensor:
+        if not spent or x.layout is not torch.strided or type(x) is not Tensor:
+            return copy_tensor(x)
+        # a tensor of its own, no view: autograd lets nobody write into those of a Function
+        alias = torch.empty(0, dtype=x.dtype, device=x.device)
+        return alias.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0]
+        return grads[0], None
 
 
-def copied_inputs(inputs: Any, wanted: Container[str]) -> tuple[Any, dict[str, Tensor]]:
-    """Copies to call a function with, and the leaves behind those of the names `wanted`."""
+def copied_inputs(
+    inputs: Any, wanted: Container[str], spent: bool = False
+) -> tuple[Any, dict[str, Tensor]]:
+    """Copies to call a function with, and the leaves behind those of the names `wanted`.
+
+    Of inputs that nobody reads afterwards, `spent`, no copies but the tensors themselves.
+    """
     leaves: dict[str, Tensor] = {}
 
     def copied(name: str, t: Tensor) -> Tensor:
@@ -275,7 +287,7 @@ def copied_inputs(inputs: Any, wanted: Container[str]) -> tuple[Any, dict[str, T
             return leaves[name]
         leaf = copy_tensor(t) if t.is_inference() else t.detach()
         leaves[name] = leaf.requires_grad_()
-        return _Fresh.apply(leaves[name])
+        return _Fresh.apply(leaves[name], spent)
 
     return change_each(copied, inputs), leaves
 
@@ -309,14 +321,14 @@ class Gradients(Mapping[str, Tensor]):
 
 
 def gradients(
-    fn: Function, inputs: Any, wanted: Sequence[str], cotangents: Cotangents
+    fn: Function, inputs: Any, wanted: Sequence[str], cotangents: Cotangents, spent: bool = False
 ) -> Gradients:
     """The gradients of fn(inputs), weighted by `cotangents`, on the inputs `wanted`.
 
-    They are computed in the inputs' own dtypes, on detached copies. Under "value" stand all
-    outputs, as one vector.
+    They are computed in the inputs' own dtypes, on detached copies, or, of inputs that are `spent`,
+    on themselves. Under "value" stand all outputs, as one vector.
     """
-    copies, leaves = copied_inputs(inputs, wanted)
+    copies, leaves = copied_inputs(inputs, wanted, spent)
     return backward(fn(copies), leaves, cotangents)
 
 

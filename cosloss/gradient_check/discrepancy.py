@@ -33,6 +33,7 @@ from cosloss.gradient_check.calls import (
     undisturbed,
 )
 from cosloss.gradient_check.common_factor import factor_faults
+from cosloss.gradient_check.copies import wide_dtype
 from cosloss.gradient_check.generators import Draw, Draws
 from cosloss.gradient_check.layouts import (
     Layout,
@@ -139,18 +140,23 @@ def _compare(
         with full_precision(inputs):
             # contiguous: what reads memory in order is right there
             layout: Layout = contiguous
-            exact, weights = laid_out(in_float64(inputs), layout), cotangents.laid_out(layout)
-            truth = gradients(twin or fn, exact, wanted, weights)
+            weights = cotangents.laid_out(layout)
+            # made anew where it is needed: it is twice as large as the inputs
+            spent = all(dtypes[name] != wide_dtype(dtypes[name]) for name in wanted)
+            wide = laid_out(in_float64(inputs), layout)
+            truth = gradients(twin or fn, wide, wanted, weights, spent)
+            del wide
             if not _same_values(truth, ours) and not same_memory(inputs, cotangents):
                 # a mask that is drawn in memory's order, or as_strided: its values go by layout
                 kept = gradients(twin or fn, in_float64(inputs), wanted, cotangents)
                 if not _same_values(truth, kept):
                     layout = as_it_is
-                    exact, weights, truth = in_float64(inputs), cotangents, kept
+                    weights, truth = cotangents, kept
             budgets = {n: _budget(g, u, autograd[n] if autograd else g) for n, g in truth.items()}
             errors = _Errors(ours, truth)  # one at a time: each is as large as an input
             excess: Mapping[str, Tensor] = errors
             if not all(_within(errors[n], budgets[n]) for n in wanted):
+                exact = laid_out(in_float64(inputs), layout)
                 draw = Draw(cotangents.seed)
                 rows = {name: torch.zeros_like(row_norms(g)) for name, g in truth.items()}
                 nearby = dict.fromkeys(truth, 0.0)
@@ -165,6 +171,7 @@ def _compare(
                                 nearby[name] = max(nearby[name], move.norm().item())
                 unresolved = resolution(twin or fn, exact, wanted, weights)
                 doubt = gradients(twin or fn, exact, wanted, weights.doubted(draw))
+                del exact
                 excess = {name: _excess(errors[name], rows[name]) for name in truth}
                 for name, g in truth.items():
                     budgets[name] += SAFETY * (nearby[name] + (doubt[name] - g).norm().item())
@@ -174,6 +181,7 @@ def _compare(
             budgets |= {name: budgets[name] + floor for name, floor in floors.items()}
         if twin is None and not all(_within(excess[n], budgets[n]) for n in wanted):
             with full_precision(inputs):
+                exact = laid_out(in_float64(inputs), layout)
                 own = rounding_moves(fn, exact, wanted, weights, u, truth)
             for name, g in truth.items():
                 norm = g.norm().item()
