@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
+from cosloss.criteria import Criterion
 from cosloss.distributed import peers as find_peers
 from cosloss.functional._checks import as_number, refuse_tracing
 from cosloss.kernels.dispatch import wants_triton
-from cosloss.kernels.eager.tile_loss import TileLoss
-from cosloss.kernels.eager.tiles import Excluded, Positives
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.modes import autocast_dtype, readable
 from cosloss.notices import warn_once
 from cosloss.ops import in_batch, in_batch_pairs, unit_pairs, unit_rows
 from cosloss.ops.gathered import Everyone, gathered
+from cosloss.problem import Mask, PositiveMask, Problem
 
 
 def logit_rows(z: Tensor, temperature: float | Tensor) -> Tensor:
@@ -39,15 +38,15 @@ def largest_logit(temperature: float | Tensor) -> float:
     return 1.001 / temperature
 
 
-def excluded(diagonals: tuple[int, ...], ignore: Tensor | None, copies: int) -> Excluded:
+def excluded(diagonals: tuple[int, ...], ignore: Tensor | None, copies: int) -> Mask:
     """The pairs that are no negatives: those on the diagonals, or those of one group of items.
 
     ignore: one id per item, or None; row i of the matrix shows item i modulo their number.
     """
     if ignore is None:
-        return Excluded(diagonals)
+        return Mask(diagonals)
     groups = ignore.repeat(copies)
-    return Excluded(groups=(groups, groups))
+    return Mask(groups=(groups, groups))
 
 
 def gathered_batch(
@@ -102,7 +101,7 @@ def loss_of_pairs(
     z1: Tensor,
     z2: Tensor,
     temperature: float | Tensor,
-    loss: TileLoss,
+    loss: Criterion,
     *,
     joined: bool,
     two_way: bool,
@@ -130,7 +129,7 @@ def loss_of_pairs(
     if bias is None and not gather_distributed:  # a pair's sigmoid loss needs no negative
         warn_without_negatives(n, ignore, None)
     if shares is not None and not gather_distributed and not isinstance(temperature, Tensor):
-        matrix = Matrix(loss, pairs, two_way, _product_dtype(z1, dtype))
+        matrix = Problem(loss, pairs, two_way, _product_dtype(z1, dtype))
         found = in_batch_pairs(z1, z2, temperature**-0.5, shares, bias, matrix, joined)
         if found is not None:
             return found.to(_out_dtype(z1, dtype))
@@ -163,15 +162,15 @@ def loss_of_rows(
     r: Tensor,
     c: Tensor | None,
     positive: Tensor,
-    loss: TileLoss,
-    pairs: Excluded,
+    loss: Criterion,
+    pairs: Mask,
     *,
     two_way: bool,
     dtype: torch.dtype,
     reduction: str,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    positives: Positives | None = None,
+    positives: PositiveMask | None = None,
     everyone: Everyone | None = None,
 ) -> Tensor:
     """The reduced loss of the rows, for embeddings of that dtype.
@@ -180,7 +179,7 @@ def loss_of_rows(
     positives: where the positive is the mean of several.
     """
     refuse_tracing()
-    matrix = Matrix(loss, pairs, two_way, _product_dtype(r, dtype), positives)
+    matrix = Problem(loss, pairs, two_way, _product_dtype(r, dtype), positives)
     rows = positive.shape[0]
     dtype = _out_dtype(r, dtype)
     if everyone is not None:

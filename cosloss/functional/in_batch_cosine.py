@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import CosineEmbedding
 from cosloss.functional._checks import (
     check_groups,
     check_margin,
@@ -14,7 +15,6 @@ from cosloss.functional._checks import (
     joined,
 )
 from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
 from cosloss.modes import differentiates_itself
 from cosloss.ops import unit_rows
 from cosloss.ops.gathered import Everyone

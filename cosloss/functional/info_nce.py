@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import CrossEntropy
 from cosloss.functional._checks import (
     as_number,
     check_flags,
@@ -22,7 +23,6 @@ from cosloss.functional._in_batch import (
     loss_of_pairs,
     loss_of_rows,
 )
-from cosloss.kernels.eager.cross_entropy import CrossEntropy
 
 
 def info_nce_loss(

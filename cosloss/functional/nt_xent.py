@@ -3,6 +3,7 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import CrossEntropy, DecoupledCrossEntropy
 from cosloss.functional._checks import (
     check_flags,
     check_groups,
@@ -12,7 +13,6 @@ from cosloss.functional._checks import (
     check_weight,
 )
 from cosloss.functional._in_batch import largest_logit, loss_of_pairs
-from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
 
 
 def nt_xent_loss(
@@ -71,7 +71,7 @@ def nt_xent_loss(
     n = z1.shape[0]
     check_groups(ignore, n)
     check_weight(weight, n)
-    loss = Contrast if decoupled else CrossEntropy
+    loss = DecoupledCrossEntropy if decoupled else CrossEntropy
     return loss_of_pairs(
         z1,
         z2,

@@ -3,6 +3,7 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import SigmoidContrast
 from cosloss.functional._checks import (
     check_groups,
     check_number,
@@ -12,7 +13,6 @@ from cosloss.functional._checks import (
     check_weight,
 )
 from cosloss.functional._in_batch import loss_of_pairs
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
 
 
 def sigmoid_contrastive_loss(

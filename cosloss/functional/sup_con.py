@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import DecoupledCrossEntropy
 from cosloss.functional._checks import (
     as_number,
     check_floating,
@@ -15,11 +16,10 @@ from cosloss.functional._checks import (
     check_weight,
 )
 from cosloss.functional._in_batch import gathered_batch, largest_logit, logit_rows, loss_of_rows
-from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.tiles import Excluded, Positives
 from cosloss.modes import differentiates_itself, readable
 from cosloss.notices import warn_once
 from cosloss.ops.gathered import Everyone
+from cosloss.problem import Mask, PositiveMask
 
 
 def sup_con_loss(
@@ -103,13 +103,13 @@ def sup_con_loss(
         r,
         None,
         (r * siblings).sum(1) / at_least_one,
-        Contrast(largest_logit(temperature)),
+        DecoupledCrossEntropy(largest_logit(temperature)),
         _excluded(classes, ignore),
         two_way=True,
         dtype=z.dtype,
         reduction="none" if reduction == "none" else "sum",
         weight=share,
-        positives=Positives(classes, classes, at_least_one),
+        positives=PositiveMask(classes, classes, at_least_one),
     )
 
 
@@ -124,11 +124,11 @@ def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
         return (labels.unique(return_counts=True)[1] == 1).sum()
 
 
-def _excluded(classes: Tensor, ignore: Tensor | None) -> Excluded:
+def _excluded(classes: Tensor, ignore: Tensor | None) -> Mask:
     """Every row itself, and the pairs of one group whose classes differ."""
     if ignore is None:
-        return Excluded((0,))
-    return Excluded((0,), groups=(ignore, ignore), classes=(classes, classes))
+        return Mask((0,))
+    return Mask((0,), groups=(ignore, ignore), classes=(classes, classes))
 
 
 def _across_processes(
@@ -156,13 +156,13 @@ def _across_processes(
         r,
         None,
         (rows[own] * siblings[own]).sum(1) / at_least_one,
-        Contrast(largest_logit(temperature)),
-        Excluded((0,)),
+        DecoupledCrossEntropy(largest_logit(temperature)),
+        Mask((0,)),
         two_way=True,
         dtype=r.dtype,
         reduction="sum",
         weight=share,
-        positives=Positives(classes[own], classes, at_least_one),
+        positives=PositiveMask(classes[own], classes, at_least_one),
         everyone=everyone,
     )
 

@@ -21,9 +21,8 @@ from torch.autograd import Function
 
 from cosloss.distributed import Peers
 from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.tiles import Excluded
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.modes import differentiates_itself, without_autocast
+from cosloss.problem import Mask, Problem
 
 # what a row tells of itself, in this order; its pull only if positives are several
 COEFFICIENT, TOTAL, LOSS, PULL = range(4)
@@ -51,28 +50,28 @@ class Gathered(Function):
         positive: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        matrix: Matrix,
+        matrix: Problem,
         everyone: Everyone,
     ) -> Tensor:
         own = replace(
-            matrix, excluded=Excluded(groups=(everyone.own_groups, everyone.groups)), two_way=False
+            matrix, mask=Mask(groups=(everyone.own_groups, everyone.groups)), column_losses=False
         )
         others = everyone.rows if everyone.columns is None else everyone.columns
         kernel = engine_for(r, c)
         with without_autocast(r):
             total = kernel.forward(r, others, bias, own)
-            if matrix.two_way and c is not None:
+            if matrix.column_losses and c is not None:
                 of_columns = kernel.forward(c, everyone.rows, bias, own)
                 total = torch.cat([total, of_columns])
-        loss = matrix.loss.rows(total, positive) * weight
-        per_total, per_positive = matrix.loss.row_slopes(total, positive)
+        loss = matrix.criterion.loss(total, positive) * weight
+        per_total, per_positive = matrix.criterion.loss_grad(total, positive)
         each = [weight * per_total, total, loss]
-        pulls = matrix.pulls(weight * per_positive)
+        pulls = matrix.d_pos_logit(weight * per_positive)
         if pulls is not None:
             each.append(pulls)
         told = torch.stack([x.to(total.dtype) for x in each], 1)
         # two rows of losses for an item, one of its row and one of its column, travel as columns
-        sides = 2 if matrix.two_way and c is not None else 1
+        sides = 2 if matrix.column_losses and c is not None else 1
         heard = everyone.peers.gather(torch.cat(told.tensor_split(sides), 1))
         ctx.matrix, ctx.everyone, ctx.sides = matrix, everyone, sides
         ctx.save_for_backward(r, c, bias, weight * per_positive, told, heard)
@@ -95,8 +94,8 @@ class Gathered(Function):
             rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
         ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
             groups = everyone.own_groups, everyone.groups
-            excluded = Excluded(groups=groups[::-1] if needs[1] else groups)
-            matrix = replace(ctx.matrix, excluded=excluded, two_way=len(sides) == 2)
+            excluded = Mask(groups=groups[::-1] if needs[1] else groups)
+            matrix = replace(ctx.matrix, mask=excluded, column_losses=len(sides) == 2)
             both = torch.cat(sides)
             pulls = None if matrix.positives is None else grad * both[:, PULL]
             return kernel.backward(
@@ -137,7 +136,7 @@ def gathered(
     positive: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    matrix: Matrix,
+    matrix: Problem,
     everyone: Everyone,
 ) -> Tensor:
     """`Gathered`, where bias and two-way do not occur together."""

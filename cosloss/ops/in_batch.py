@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cosloss.criteria import empty_lse
 from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.totals import empty_total
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops.opaque import in_batch_totals, opaque
+from cosloss.problem import Problem
 
 
 def in_batch(
@@ -32,7 +32,7 @@ def in_batch(
     positive: Tensor,
     weight: Tensor | float | None,
     bias: Tensor | None,
-    matrix: Matrix,
+    matrix: Problem,
 ) -> Tensor:
     """sum_i w_i l_i for constant weights, or every l_i where weight is None.
 
@@ -41,7 +41,7 @@ def in_batch(
     if matrix.positives is not None:
         positive = positive.detach()  # the gradient through it is the matrix's
     if opaque(r, c):
-        loss = matrix.loss.rows(*in_batch_totals(r, c, positive, bias, matrix))
+        loss = matrix.criterion.loss(*in_batch_totals(r, c, positive, bias, matrix))
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
     given = weight if isinstance(weight, Tensor) else None
     if differentiates_itself(r, c, positive, given, bias, *matrix.ids):
@@ -55,7 +55,7 @@ def dense(
     positive: Tensor,
     weight: Tensor | float | None,
     bias: Tensor | None,
-    matrix: Matrix,
+    matrix: Problem,
 ) -> Tensor:
     """The loss with the whole matrix in memory, differentiable any number of times."""
     with without_autocast(r):
@@ -63,15 +63,15 @@ def dense(
         x = (r.to(matrix.dtype) @ columns.to(matrix.dtype).T).to(r.dtype)
         if bias is not None:
             x = x + bias
-        excluded = matrix.excluded.mask(x)
+        excluded = matrix.mask.dense(x)
         if matrix.positives is not None:
-            pairs = matrix.positives.mask() & ~excluded
+            pairs = matrix.positives.tile() & ~excluded
             positive = torch.where(pairs, x, 0).sum(1) / matrix.positives.count
-        x = x.masked_fill(excluded, empty_total(x.dtype))
-        total = matrix.loss.dense_total(x, 1)
-        if matrix.two_way and c is not None:
-            total = torch.cat([total, matrix.loss.dense_total(x, 0)])
-        loss = matrix.loss.rows(total, positive)
+        x = x.masked_fill(excluded, empty_lse(x.dtype))
+        total = matrix.criterion.dense_stat(x, 1)
+        if matrix.column_losses and c is not None:
+            total = torch.cat([total, matrix.criterion.dense_stat(x, 0)])
+        loss = matrix.criterion.loss(total, positive)
         return loss if weight is None else (loss * weight).sum()
 
 
@@ -90,17 +90,17 @@ class InBatch(Function):
         positive: Tensor,
         weight: Tensor | float | None,
         bias: Tensor | None,
-        matrix: Matrix,
+        matrix: Problem,
     ) -> Tensor:
         needs_r, needs_c, _, _, needs_bias, _ = ctx.needs_input_grad
         needs = (needs_r, needs_c, needs_bias)
         engine = engine_for(r, c)
         # Triton keeps no tiles, and so gains nothing from knowing early what is to be weighed
-        ctx.weighed = any(needs) and weight is not None and hasattr(engine, "forward_and_backward")
+        ctx.weighed = any(needs) and weight is not None and hasattr(engine, "forward_backward")
         found: tuple[Tensor | None, ...]
         with without_autocast(r):
             if weight is not None and ctx.weighed:
-                total, grad_positive, (grad_r, grad_c, grad_bias) = engine.forward_and_backward(
+                total, grad_positive, (grad_r, grad_c, grad_bias) = engine.forward_backward(
                     weight, positive, r, c, bias, matrix, needs
                 )
                 found = grad_r, grad_c, grad_positive.to(positive.dtype), grad_bias
@@ -109,7 +109,7 @@ class InBatch(Function):
                 found = (total,)
         ctx.weight, ctx.matrix = weight, matrix
         ctx.save_for_backward(r, c, positive, bias, *found)
-        loss = matrix.loss.rows(total, positive)
+        loss = matrix.criterion.loss(total, positive)
         return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
 
     @staticmethod
@@ -125,7 +125,7 @@ class InBatch(Function):
             return grad_r, grad_c, grad_positive if needs_positive else None, None, grad_bias, None
         total = found[0]
         grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
-        per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
+        per_total, per_positive = ctx.matrix.criterion.loss_grad(total, positive)
         grad_positive = grad * per_positive
         with without_autocast(r):
             grad_r, grad_c, grad_bias = engine_for(r, c).backward(
@@ -136,7 +136,7 @@ class InBatch(Function):
                 bias,
                 ctx.matrix,
                 (needs_r, needs_c, needs_bias),
-                ctx.matrix.pulls(grad_positive),
+                ctx.matrix.d_pos_logit(grad_positive),
             )
         grad_positive = grad_positive.to(positive.dtype) if needs_positive else None
         return grad_r, grad_c, grad_positive, None, grad_bias, None

@@ -14,11 +14,11 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from cosloss.kernels import dispatch
-from cosloss.kernels.eager.in_batch import Gradients
-from cosloss.kernels.eager.walk import Matrix
+from cosloss.kernels.stats import Gradients
 from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops.in_batch import dense
 from cosloss.ops.unit_rows import composed, fused
+from cosloss.problem import Problem
 
 
 def in_batch_pairs(
@@ -27,7 +27,7 @@ def in_batch_pairs(
     scale: float,
     weight: Tensor | float,
     bias: Tensor | None,
-    matrix: Matrix,
+    matrix: Problem,
     joined: bool,
 ) -> Tensor | None:
     """sum_i w_i l_i for constant weights, in float32; None where no kernels do it in one step.
@@ -59,7 +59,7 @@ class InBatchPairs(Function):
         kernels: ModuleType,
         scale: float,
         weight: Tensor | float,
-        matrix: Matrix,
+        matrix: Problem,
         joined: bool,
     ) -> Tensor:
         ctx.kernels, ctx.scale, ctx.weight = kernels, scale, weight
@@ -67,11 +67,11 @@ class InBatchPairs(Function):
         r, norm, products = kernels.forward((z1, z2), scale=scale, dtype=matrix.dtype)
         sides, positive = _matrix_of(r, products, bias, matrix, joined)
         engine = dispatch.in_batch(*sides)
-        ctx.weighed = any(ctx.needs_input_grad) and hasattr(engine, "forward_and_backward")
+        ctx.weighed = any(ctx.needs_input_grad) and hasattr(engine, "forward_backward")
         found: Sequence[Tensor | None]
         with without_autocast(r):
             if ctx.weighed:
-                total, grad_positive, gradients = engine.forward_and_backward(
+                total, grad_positive, gradients = engine.forward_backward(
                     weight, positive, *sides, bias, matrix, _engine_needs(ctx)
                 )
                 found = _through(ctx, (z1, z2), norm, gradients, grad_positive)
@@ -79,7 +79,7 @@ class InBatchPairs(Function):
                 total = engine.forward(*sides, bias, matrix)
                 found = norm, positive, total
         ctx.save_for_backward(z1, z2, bias, *found)
-        return (matrix.loss.rows(total, positive) * weight).sum().float()
+        return (matrix.criterion.loss(total, positive) * weight).sum().float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,7 +99,7 @@ def _tiled_backward(
 ) -> Sequence[Tensor | None]:
     z1, z2, bias, *_ = ctx.saved_tensors
     matrix = ctx.matrix
-    per_total, per_positive = matrix.loss.row_slopes(total, positive)
+    per_total, per_positive = matrix.criterion.loss_grad(total, positive)
     grad = grad * ctx.weight
     r, _, products = ctx.kernels.forward((z1, z2), scale=ctx.scale, dtype=matrix.dtype)
     sides, _ = _matrix_of(r, products, bias, matrix, ctx.joined)
@@ -128,11 +128,11 @@ def _dense_backward(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
 
 
 def _matrix_of(
-    r: Tensor, products: Tensor, bias: Tensor | None, matrix: Matrix, joined: bool
+    r: Tensor, products: Tensor, bias: Tensor | None, matrix: Problem, joined: bool
 ) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
     """The matrix's rows and columns, the latter None for the rows, and the losses' positives."""
     first, second = r.chunk(2)
-    positive = products if matrix.two_way else products[: first.shape[0]]
+    positive = products if matrix.column_losses else products[: first.shape[0]]
     positive = positive if bias is None else positive + bias
     return (r, None) if joined else (first, second), positive
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from cosloss.criteria import (
+    CosineEmbedding,
+    Criterion,
+    DecoupledCrossEntropy,
+    SigmoidContrast,
+)
 from cosloss.kernels.dispatch import backend, wants_triton
-from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tile_loss import LogSumExpLoss, TileLoss
-from cosloss.kernels.eager.tiles import Excluded, Positives
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.modes import forward_mode, transforming
+from cosloss.problem import Mask, PositiveMask, Problem
 
 
 def opaque(*tensors: Tensor | None) -> bool:
@@ -100,7 +101,7 @@ def _totals(
     to r with the totals' own.
     """
     with torch.no_grad():
-        matrix = Matrix(
+        matrix = Problem(
             _loss_of(kind, parameter),
             _excluded(diagonals, row_groups, column_groups, row_classes, column_classes),
             two_way,
@@ -142,7 +143,7 @@ def _gradients(
     needs: list[bool],
 ) -> list[Tensor]:
     with torch.no_grad():
-        matrix = Matrix(
+        matrix = Problem(
             _loss_of(kind, parameter),
             _excluded(diagonals, row_groups, column_groups, row_classes, column_classes),
             two_way,
@@ -150,7 +151,7 @@ def _gradients(
             _positives(row_positives, column_positives, positives_count),
         )
         found = backend(r, c).in_batch.backward(
-            grad, total, r, c, bias, matrix, tuple(needs), matrix.pulls(grad_positive)
+            grad, total, r, c, bias, matrix, tuple(needs), matrix.d_pos_logit(grad_positive)
         )
         return [x for x in found if x is not None]
 
@@ -182,36 +183,26 @@ _totals.register_autograd(_through_totals, setup_context=_save_totals)
 
 
 def in_batch_totals(
-    r: Tensor, c: Tensor | None, positive: Tensor, bias: Tensor | None, matrix: Matrix
+    r: Tensor, c: Tensor | None, positive: Tensor, bias: Tensor | None, matrix: Problem
 ) -> tuple[Tensor, Tensor]:
     """The totals of a logit matrix and the positives' logits, differentiable but in the ids."""
-    kind, parameter = _total_of(matrix.loss)
-    pairs, positives = matrix.excluded, matrix.positives
+    kind, parameter = matrix.criterion.kind, matrix.criterion.margin
+    pairs, positives = matrix.mask, matrix.positives
     own = () if positives is None else (positives.rows, positives.columns, positives.count)
     total, positive = _totals(
-        *(r, c, positive, bias, *pairs.ids, *(own or (None, None, None)), list(pairs.offsets)),
-        *(matrix.two_way, kind, parameter, matrix.dtype),
+        *(r, c, positive, bias, *pairs.ids, *(own or (None, None, None)), list(pairs.diagonals)),
+        *(matrix.column_losses, kind, parameter, matrix.dtype),
     )
     return total, positive
 
 
-def _total_of(loss: TileLoss) -> tuple[str, float]:
-    """What determines a loss's totals: their kind, and a number."""
-    if isinstance(loss, LogSumExpLoss):
-        return "logsumexp", loss.largest_logit
-    if isinstance(loss, CosineEmbedding):
-        return "hinge", loss.margin
-    assert isinstance(loss, SigmoidContrast)
-    return "softplus", 0.0
-
-
-def _loss_of(kind: str, parameter: float) -> TileLoss:
-    """A loss with these totals, whatever else it makes of them."""
-    if kind == "logsumexp":
-        return Contrast(parameter)
+def _loss_of(kind: str, margin: float) -> Criterion:
+    """A criterion with this statistic, whatever loss it makes of it."""
     if kind == "hinge":
-        return CosineEmbedding(parameter, negatives=1)
-    return SigmoidContrast()
+        return CosineEmbedding(margin, negatives=1)
+    if kind == "softplus":
+        return SigmoidContrast()
+    return DecoupledCrossEntropy(0.0 if kind == "exp" else torch.inf)
 
 
 def _excluded(
@@ -220,18 +211,18 @@ def _excluded(
     column_groups: Tensor | None,
     row_classes: Tensor | None,
     column_classes: Tensor | None,
-) -> Excluded:
+) -> Mask:
     groups = classes = None
     if row_groups is not None and column_groups is not None:
         groups = row_groups, column_groups
     if row_classes is not None and column_classes is not None:
         classes = row_classes, column_classes
-    return Excluded(tuple(diagonals), groups, classes)
+    return Mask(tuple(diagonals), groups, classes)
 
 
 def _positives(
     rows: Tensor | None, columns: Tensor | None, count: Tensor | None
-) -> Positives | None:
+) -> PositiveMask | None:
     if rows is None or columns is None or count is None:
         return None
-    return Positives(rows, columns, count)
+    return PositiveMask(rows, columns, count)

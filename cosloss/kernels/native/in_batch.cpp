@@ -12,20 +12,20 @@
 #include <vector>
 
 #include "operands.h"
+#include "params.h"
 #include "products.h"
 #include "rounds.h"
 #include "row_sums.h"
 #include "rows.h"
 #include "totals.h"
 #include "weights.h"
-#include "work.h"
 
 namespace {
 
 template <typename Kind, typename Word>
 using KeptAs = typename Kind::template KeptAs<typename Scratch<Word>::Number>;
 
-void exclude(const Work& work, Part part, float* x, int64_t stride) {
+void exclude(const InBatchParams& work, Part part, float* x, int64_t stride) {
   for (int64_t k = 0; k < work.diagonals; k++) {
     const int64_t ahead = work.first_row + part.i + work.offsets[k] - part.j;
     const int64_t first = std::max<int64_t>(0, -ahead);
@@ -50,11 +50,11 @@ void exclude(const Work& work, Part part, float* x, int64_t stride) {
 }
 
 template <typename Word>
-void logits(const Work& work, Part part, float* x, int64_t stride) {
+void logits(const InBatchParams& work, Part part, float* x, int64_t stride) {
   const int64_t words = work.d / Scratch<Word>::PER_WORD;
   multiply(static_cast<const Word*>(work.rows) + part.i * words, words, 1,
-           static_cast<const Word*>(work.across) + part.j * words, PANEL, words * PANEL, part.rows,
-           (part.columns + PANEL - 1) / PANEL * PANEL, words, false, x, stride);
+           static_cast<const Word*>(work.packed_c) + part.j * words, PANEL, words * PANEL,
+           part.rows, (part.columns + PANEL - 1) / PANEL * PANEL, words, false, x, stride);
   if (work.bias) {
     for (int64_t i = 0; i < part.rows; i++)
 #pragma omp simd
@@ -69,20 +69,20 @@ void logits(const Work& work, Part part, float* x, int64_t stride) {
 
 // The share of a tile, whose weights are in scratch, in the gradients.
 template <typename Word>
-void add_gradients(const Work& work, Part part, bool mirrored, Scratch<Word>& scratch) {
+void add_gradients(const InBatchParams& work, Part part, bool mirrored, Scratch<Word>& scratch) {
   constexpr int64_t PER_WORD = Scratch<Word>::PER_WORD;
   const int64_t d = work.d;
   auto words = [](int64_t numbers) { return (numbers + PER_WORD - 1) / PER_WORD; };
   if (work.grad_r) {
     multiply(scratch.weights(), scratch.weights_row(), 1,
-             static_cast<const Word*>(work.down_c) + words(part.j) * PANEL, PANEL,
+             static_cast<const Word*>(work.packed_rows_of_c) + words(part.j) * PANEL, PANEL,
              words(work.m) * PANEL, part.rows, d, words(part.columns), true,
              work.grad_r + part.sums * d, d);
   }
   float* grad_c = mirrored ? work.grad_r : work.grad_c;
   if (grad_c) {
     multiply(scratch.weights_down(), 1, scratch.stride,
-             static_cast<const Word*>(work.down_r) + words(part.i) * PANEL, PANEL,
+             static_cast<const Word*>(work.packed_rows_of_r) + words(part.i) * PANEL, PANEL,
              words(work.n) * PANEL, part.columns, d, words(part.rows), true, grad_c + part.j * d,
              d);
   }
@@ -90,7 +90,7 @@ void add_gradients(const Work& work, Part part, bool mirrored, Scratch<Word>& sc
 
 // Everything that is to be done with a tile; `kept` is its part of what is kept.
 template <typename Kind, typename Word>
-void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kept,
+void process(const InBatchParams& work, Part part, bool diagonal, KeptAs<Kind, Word>* kept,
              int64_t kept_stride, double* bias_sum, Scratch<Word>& scratch) {
   const bool adds = work.totals.rows, computes = adds || !kept;
   float* const x = scratch.tile;
@@ -113,12 +113,13 @@ void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kep
 }
 
 template <typename Kind, typename Word>
-void go_over(const Work& given) {
+void go_over(const InBatchParams& all) {
+  const InBatchParams given = all.from_first_row(all.d * sizeof(typename Scratch<Word>::Number));
   const Cut cut(given.n, given.m, given.symmetric);
   const Rounds rounds = cut.rounds;
   const bool several = rounds.copies > 1;
   RowSums sums(given, several ? rounds.copies : 0);
-  const Work work = several ? sums.work() : given;
+  const InBatchParams work = several ? sums.work() : given;
   std::vector<double> bias_sums(work.grad_bias ? rounds.all() : 0);
 #pragma omp parallel if (work.n * work.m > PARALLEL_ELEMENTS)
   {
@@ -159,28 +160,32 @@ extern "C" int64_t in_batch_elements(int64_t n, int64_t m, int64_t symmetric) {
   return cut.rounds.all() * cut.height * cut.width;
 }
 
-extern "C" void in_batch_across(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
-  across(from, rows, words, to);
+extern "C" void in_batch_pack_b(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
+  pack_b(from, rows, words, to);
 }
 
-extern "C" void in_batch_down_float32(const float* from, int64_t rows, int64_t d, float* to) {
-  down(from, rows, d, to);
+extern "C" void in_batch_pack_bt_float32(const float* from, int64_t rows, int64_t d, float* to) {
+  pack_bt(from, rows, d, to);
 }
 
-extern "C" void in_batch_down_bfloat16(const bfloat16* from, int64_t rows, int64_t d,
-                                       bfloat16* to) {
-  down(from, rows, d, to);
+extern "C" void in_batch_pack_bt_bfloat16(const bfloat16* from, int64_t rows, int64_t d,
+                                          bfloat16* to) {
+  pack_bt(from, rows, d, to);
 }
 
-#define IN_BATCH(WORD, NAME)                                                                     \
-  extern "C" void in_batch_exp_##NAME(const Work* work) {                                        \
-    go_over<Sums<Exponential>, WORD>(*work);                                                     \
-  }                                                                                              \
-  extern "C" void in_batch_softplus_##NAME(const Work* work) {                                   \
-    go_over<Sums<Softplus>, WORD>(*work);                                                        \
-  }                                                                                              \
-  extern "C" void in_batch_hinge_##NAME(const Work* work) { go_over<Sums<Hinge>, WORD>(*work); } \
-  extern "C" void in_batch_logsumexp_##NAME(const Work* work) { go_over<LogSumExp, WORD>(*work); }
+#define IN_BATCH(WORD, NAME)                                             \
+  extern "C" void in_batch_exp_##NAME(const InBatchParams* work) {       \
+    go_over<Sums<Exponential>, WORD>(*work);                             \
+  }                                                                      \
+  extern "C" void in_batch_softplus_##NAME(const InBatchParams* work) {  \
+    go_over<Sums<Softplus>, WORD>(*work);                                \
+  }                                                                      \
+  extern "C" void in_batch_hinge_##NAME(const InBatchParams* work) {     \
+    go_over<Sums<Hinge>, WORD>(*work);                                   \
+  }                                                                      \
+  extern "C" void in_batch_logsumexp_##NAME(const InBatchParams* work) { \
+    go_over<LogSumExp, WORD>(*work);                                     \
+  }
 
 IN_BATCH(float, float32)
 #ifdef __AVX512BF16__

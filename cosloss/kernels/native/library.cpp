@@ -6,8 +6,8 @@
 #include <string>
 #include <type_traits>
 
+#include "params.h"
 #include "products.h"
-#include "work.h"
 
 namespace {
 
@@ -23,27 +23,30 @@ constexpr char kind() {
   return std::is_pointer_v<T> ? 'P' : std::is_same_v<T, int64_t> ? 'q' : 'd';
 }
 
-#define FIELD_AS(NAME, MEMBER) \
-  Field { NAME, offsetof(Work, MEMBER), sizeof(Work::MEMBER), kind<decltype(Work::MEMBER)>() }
+#define FIELD_AS(NAME, MEMBER)                                            \
+  Field {                                                                 \
+    NAME, offsetof(InBatchParams, MEMBER), sizeof(InBatchParams::MEMBER), \
+        kind<decltype(InBatchParams::MEMBER)>()                           \
+  }
 #define FIELD(MEMBER) FIELD_AS(#MEMBER, MEMBER)
 
 // clang-format off
 constexpr Field FIELDS[] = {
-    FIELD(rows), FIELD(across), FIELD(down_r), FIELD(down_c),
-    FIELD(n), FIELD(m), FIELD(d),
+    FIELD(rows), FIELD(packed_c), FIELD(packed_rows_of_r), FIELD(packed_rows_of_c),
+    FIELD(first_row), FIELD(n), FIELD(m), FIELD(d),
     FIELD(symmetric),
-    FIELD(first_row), FIELD(diagonals),
+    FIELD(diagonals),
     FIELD(offsets), FIELD(row_groups), FIELD(column_groups),
     FIELD(row_classes), FIELD(column_classes),
     FIELD(bias),
     FIELD(margin),
-    FIELD_AS("row_totals", totals.rows), FIELD_AS("column_totals", totals.columns),
-    FIELD_AS("row_largest", totals.row_largest), FIELD_AS("column_largest", totals.column_largest),
+    FIELD_AS("row_stats", totals.rows), FIELD_AS("column_stats", totals.columns),
+    FIELD_AS("row_max", totals.row_largest), FIELD_AS("column_max", totals.column_largest),
     FIELD(kept),
-    FIELD_AS("a", coefficients.a), FIELD_AS("b", coefficients.b),
+    FIELD_AS("d_rows", coefficients.a), FIELD_AS("d_columns", coefficients.b),
     FIELD_AS("row_shift", coefficients.row_shift),
     FIELD_AS("column_shift", coefficients.column_shift),
-    FIELD_AS("row_pull", coefficients.row_pull), FIELD_AS("column_pull", coefficients.column_pull),
+    FIELD_AS("d_row_pos", coefficients.row_pull), FIELD_AS("d_column_pos", coefficients.column_pull),
     FIELD_AS("row_class", coefficients.row_class),
     FIELD_AS("column_class", coefficients.column_class),
     FIELD(grad_r), FIELD(grad_c),
@@ -58,17 +61,17 @@ constexpr bool every_field() {
     if (field.offset != end) return false;
     end += field.size;
   }
-  return end == sizeof(Work);
+  return end == sizeof(InBatchParams);
 }
 
-static_assert(every_field(), "FIELDS must be Work's, in their order");
+static_assert(every_field(), "FIELDS must be InBatchParams's, in their order");
 
 }  // namespace
 
 extern "C" const char* cosloss_stamp() { return COSLOSS_STAMP; }
 
-// The fields of Work as "kind name", each on a line.
-extern "C" const char* in_batch_work() {
+// The fields of InBatchParams as "kind name", each on a line.
+extern "C" const char* in_batch_params() {
   static const std::string lines = [] {
     std::string text;
     for (const Field& field : FIELDS) text += std::string{field.kind, ' '} + field.name + '\n';

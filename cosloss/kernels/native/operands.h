@@ -15,7 +15,7 @@
 #include "products.h"
 #include "rows.h"
 
-inline void across(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
+inline void pack_b(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
 #pragma omp parallel for schedule(static) if (rows * words > PARALLEL_ELEMENTS)
   for (int64_t first = 0; first < rows; first += PANEL) {
     const int64_t own = std::min(PANEL, rows - first);
@@ -28,7 +28,7 @@ inline void across(const uint32_t* from, int64_t rows, int64_t words, uint32_t* 
 }
 
 template <typename Number>
-void down(const Number* from, int64_t rows, int64_t d, Number* to) {
+void pack_bt(const Number* from, int64_t rows, int64_t d, Number* to) {
   constexpr int64_t PER_WORD = 4 / sizeof(Number);
   const int64_t words = (rows + PER_WORD - 1) / PER_WORD;
 #pragma omp parallel for schedule(static) if (rows * d > PARALLEL_ELEMENTS)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager.memory import empty
 from cosloss.kernels.native import unit_rows
 from cosloss.kernels.native.library import function
+from cosloss.kernels.scratch import empty
 
 BLOCK = 256  # rows of a symmetric matrix at once: their part of a product stays in the cache
 

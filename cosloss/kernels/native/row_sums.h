@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "memory.h"
-#include "work.h"
+#include "params.h"
 
 // Copies of what is added up along the rows, (copies, n) of each, where there are several.
 class RowSums {
  public:
-  RowSums(const Work& work, int64_t copies) : work_(work), copies_(copies) {
+  RowSums(const InBatchParams& work, int64_t copies) : work_(work), copies_(copies) {
     const int64_t all = copies * work.n;
     if (work.totals.rows) totals_.resize(all);
     if (work.totals.row_largest) largest_.resize(all);
@@ -20,8 +20,8 @@ class RowSums {
   }
 
   // The work that adds to them.
-  Work work() {
-    Work own = work_;
+  InBatchParams work() {
+    InBatchParams own = work_;
     if (own.totals.rows) own.totals.rows = totals_.data();
     if (own.totals.row_largest) own.totals.row_largest = largest_.data();
     own.grad_r = grad_;
@@ -48,7 +48,7 @@ class RowSums {
   }
 
  private:
-  const Work& work_;
+  const InBatchParams& work_;
   const int64_t copies_;
   std::vector<double> totals_, largest_;
   float* grad_ = nullptr;

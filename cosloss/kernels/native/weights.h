@@ -6,14 +6,14 @@
 
 #include "coefficients.h"
 #include "operands.h"
-#include "work.h"
+#include "params.h"
 
 constexpr int64_t AHEAD = 4096;  // bytes that are fetched early: what was kept comes from memory
 
 // Put the weights of ROWS rows from row i on in scratch; their sum is returned where it is needed.
 template <typename Weights, int ROWS, typename Number, typename Word>
-double weigh_rows(const Work& work, Part part, int64_t i, const OfColumns& columns, const Number* x,
-                  int64_t stride, Scratch<Word>& scratch) {
+double weigh_rows(const InBatchParams& work, Part part, int64_t i, const OfColumns& columns,
+                  const Number* x, int64_t stride, Scratch<Word>& scratch) {
   auto of_row = [&](int64_t row) {
     return Weights(work.coefficients, columns, part.i + row, work.margin);
   };
@@ -35,7 +35,7 @@ double weigh_rows(const Work& work, Part part, int64_t i, const OfColumns& colum
 
 // The same for all rows, as many at once as there are in a word.
 template <typename Weights, typename Number, typename Word>
-double weigh_tile(const Work& work, Part part, const Number* x, int64_t stride,
+double weigh_tile(const InBatchParams& work, Part part, const Number* x, int64_t stride,
                   Scratch<Word>& scratch) {
   constexpr int ROWS = Scratch<Word>::PER_WORD;
   const OfColumns columns(work.coefficients, part.j, part.columns);
@@ -50,7 +50,8 @@ double weigh_tile(const Work& work, Part part, const Number* x, int64_t stride,
 
 // The weights of a tile, from what is kept or, if LOGITS, from its logits; their sum is returned.
 template <typename Kind, bool LOGITS, typename Number, typename Word>
-double weigh(const Work& work, Part part, const Number* x, int64_t stride, Scratch<Word>& scratch) {
+double weigh(const InBatchParams& work, Part part, const Number* x, int64_t stride,
+             Scratch<Word>& scratch) {
   if (work.coefficients.row_pull)
     return weigh_tile<typename Kind::template Weights<LOGITS, true, true>>(work, part, x, stride,
                                                                            scratch);

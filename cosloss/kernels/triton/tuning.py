@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from cosloss.kernels.triton.in_batch_gradient import in_batch_bwd_kernel
-from cosloss.kernels.triton.in_batch_totals import in_batch_fwd_kernel
+from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
+from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel
 
 LARGE = 8192  # rows from which a batch is tuned as a large one
 INTERPRETED = triton.knobs.runtime.interpret
@@ -65,7 +65,7 @@ def backward_width(d: int, size: int) -> tuple[int, bool]:
 def forward_tuner(size: int, width: int, large: bool) -> Any:
     """`in_batch_fwd_kernel` over its block shapes."""
     configs = _configs(FORWARD[size], width, ("BLOCK",))
-    return triton.autotune(configs, ["KIND", "SYMMETRIC", "TWO_WAY"])(in_batch_fwd_kernel)
+    return triton.autotune(configs, ["KIND", "SYMMETRIC", "COLUMN_LOSSES"])(in_batch_fwd_kernel)
 
 
 @cache

@@ -6,14 +6,11 @@ from unittest import mock
 import pytest
 import torch
 
+from cosloss.criteria import CosineEmbedding, CrossEntropy, SigmoidContrast
+from cosloss.kernels import tiles
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.eager import walk
-from cosloss.kernels.eager.cross_entropy import CrossEntropy
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded, Positives
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.native import in_batch
+from cosloss.problem import Mask, PositiveMask, Problem
 
 TILE_LOSSES = {
     "exp": CrossEntropy(10.0),
@@ -35,11 +32,11 @@ def problem(n, m, d):
 
 def excluded(how, n, m):
     if how == "groups":
-        return Excluded(groups=(torch.arange(n) % 6, torch.arange(m) % 6))
+        return Mask(groups=(torch.arange(n) % 6, torch.arange(m) % 6))
     if how == "classes":
         ids = (torch.arange(n) % 6, torch.arange(m) % 6), (torch.arange(n) % 4, torch.arange(m) % 4)
-        return Excluded((0,), *ids)
-    return Excluded((0, n // 2, -(n // 2)))
+        return Mask((0,), *ids)
+    return Mask((0, n // 2, -(n // 2)))
 
 
 def assert_as_eager(r, c, bias, matrix, needs=(True, True, True)):
@@ -60,8 +57,8 @@ def assert_as_eager(r, c, bias, matrix, needs=(True, True, True)):
         pulls = None if matrix.positives is None else 0.02 * grad.flip(0)
         again = engine.backward(grad, total, *given, chosen, needs, pulls)
         positive = torch.zeros_like(total)
-        with mock.patch.object(walk, "KEPT_BYTES", kept_bytes):
-            same, grad_positive, at_once = engine.forward_and_backward(
+        with mock.patch.object(tiles, "KEPT_BYTES", kept_bytes):
+            same, grad_positive, at_once = engine.forward_backward(
                 grad, positive, *given, chosen, needs
             )
         return [total, *again, same, grad_positive, *at_once]
@@ -84,7 +81,7 @@ def assert_as_eager(r, c, bias, matrix, needs=(True, True, True)):
 def test_symmetric(build, kind, pairs, dtype):
     for n, d in ((1, 1), (2, 33), (64, 32), (65, 5), (150, 40), (333, 7)):
         r, _ = problem(n, None, d)
-        matrix = Matrix(TILE_LOSSES[kind], excluded(pairs, n, n), True, dtype)
+        matrix = Problem(TILE_LOSSES[kind], excluded(pairs, n, n), True, dtype)
         assert_as_eager(r, None, None, matrix, (True, False, False))
 
 
@@ -94,7 +91,7 @@ def test_symmetric(build, kind, pairs, dtype):
 def test_rows_and_columns(build, kind, two_way, dtype):
     for n, m, pairs in ((1, 1, "groups"), (3, 200, "diagonals"), (257, 31, "classes")):
         r, c = problem(n, m, 37)
-        matrix = Matrix(TILE_LOSSES[kind], excluded(pairs, n, m), two_way, dtype)
+        matrix = Problem(TILE_LOSSES[kind], excluded(pairs, n, m), two_way, dtype)
         bias = torch.tensor(-0.3)
         for needs in ((True, True, True), (False, False, True), (False, True, False)):
             assert_as_eager(r, c, bias, matrix, needs)
@@ -104,7 +101,7 @@ def test_rows_and_columns(build, kind, two_way, dtype):
 def test_any_number_of_blocks(blocks):
     """Odd and even tournaments, more rows than columns and fewer; rows longer than a panel."""
     r, c = problem(64 * blocks - 5, 64 * 3, 600)
-    matrix = Matrix(TILE_LOSSES["exp"], Excluded((0,)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES["exp"], Mask((0,)), True, torch.float32)
     assert_as_eager(0.3 * r, None, None, matrix, (True, False, False))
     assert_as_eager(0.3 * r, 0.3 * c, None, matrix)
 
@@ -116,7 +113,7 @@ def test_few_rows_have_copies_of_their_sums(kind, two_way, dtype):
     """As many copies as blocks of columns, fewer, and a number that does not divide them."""
     for n, m in ((1, 130), (40, 450), (150, 1100), (260, 1290)):
         r, c = problem(n, m, 10)
-        matrix = Matrix(TILE_LOSSES[kind], Excluded((0, -3)), two_way, dtype)
+        matrix = Problem(TILE_LOSSES[kind], Mask((0, -3)), two_way, dtype)
         for needs in ((True, True, True), (True, False, False), (False, True, False)):
             assert_as_eager(r, c, None, matrix, needs)
 
@@ -128,8 +125,8 @@ def test_positives_have_weights_of_their_own(build, kind, pairs, dtype):
     for n, m in ((1, None), (70, None), (333, None), (90, 200), (150, 1100)):
         r, c = problem(n, m, 10)
         losses, m = n + (m or 0), m or n
-        positives = Positives(torch.arange(n) % 4, torch.arange(m) % 4, torch.ones(losses))
-        matrix = Matrix(TILE_LOSSES[kind], excluded(pairs, n, m), True, dtype, positives)
+        positives = PositiveMask(torch.arange(n) % 4, torch.arange(m) % 4, torch.ones(losses))
+        matrix = Problem(TILE_LOSSES[kind], excluded(pairs, n, m), True, dtype, positives)
         assert_as_eager(r, c, None, matrix)
 
 
@@ -137,7 +134,7 @@ def test_positives_have_weights_of_their_own(build, kind, pairs, dtype):
 @pytest.mark.parametrize("m", [90, 1100], ids=["many rows", "few rows"])
 def test_logits_of_any_size(shift, m):
     r, c = problem(100, m, 10)
-    matrix = Matrix(TILE_LOSSES["logsumexp"], Excluded((0,)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES["logsumexp"], Mask((0,)), True, torch.float32)
     total = in_batch.forward(r, c, None, matrix)
     shifted = in_batch.forward(r, c, torch.tensor(shift), matrix)
     torch.testing.assert_close(shifted, total + shift, rtol=0, atol=3e-5)
@@ -146,9 +143,9 @@ def test_logits_of_any_size(shift, m):
 @pytest.mark.parametrize("kind", TILE_LOSSES)
 def test_blocks_of_the_largest_size(kind):
     r, c = problem(300, 32 * 256 + 40, 3)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((1,)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES[kind], Mask((1,)), True, torch.float32)
     assert_as_eager(r, c, None, matrix)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((1,)), True, torch.bfloat16)
+    matrix = Problem(TILE_LOSSES[kind], Mask((1,)), True, torch.bfloat16)
     assert_as_eager(c, r, None, matrix)
 
 
@@ -158,7 +155,7 @@ def test_blocks_of_the_largest_size(kind):
 def test_a_nan_reaches_what_meets_it_and_nothing_else(kind, dtype, columns):
     r, c = problem(80, columns, 9)
     r[3, 2] = torch.nan
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((1,)), True, dtype)
+    matrix = Problem(TILE_LOSSES[kind], Mask((1,)), True, dtype)
     total = in_batch.forward(r, c, None, matrix)
     meets = torch.ones(80 + columns, dtype=torch.bool)
     meets[:80], meets[3], meets[80 + 4] = False, True, False
@@ -175,7 +172,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
     r, c = problem(20, 9, 6)
     groups = torch.arange(20) % 3, torch.zeros(9, dtype=torch.int32)
     for kind, loss in TILE_LOSSES.items():
-        matrix = Matrix(loss, Excluded(groups=groups), False, torch.float32)
+        matrix = Problem(loss, Mask(groups=groups), False, torch.float32)
         total = in_batch.forward(r, c, None, matrix)
         without = total[groups[0] == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
@@ -188,7 +185,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
 @pytest.mark.parametrize("kind", TILE_LOSSES)
 def test_the_number_of_threads_changes_no_bit_where_rows_are_few(kind):
     r, c = problem(150, 1100, 20)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((1,)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES[kind], Mask((1,)), True, torch.float32)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 8, 8):

@@ -6,13 +6,10 @@ import pytest
 import torch
 
 from cosloss import functional, reference
+from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded, Positives
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import in_batch, tile, tuning
+from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
 
@@ -33,7 +30,7 @@ LOSSES = {
 }
 TILE_LOSSES = {
     "exp": CrossEntropy(40.0),
-    "logsumexp": Contrast(),
+    "logsumexp": DecoupledCrossEntropy(),
     "softplus": SigmoidContrast(),
     "hinge": CosineEmbedding(0.1, 3),
 }
@@ -81,7 +78,7 @@ def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
 def test_totals_whatever_the_tiles(kind, columns, rows, chunks, monkeypatch):
     monkeypatch.setattr(in_batch, "CHUNKS", chunks)
     r, c = problem(rows, columns)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES[kind], Mask((0, 3, -3)), True, torch.float32)
     found = in_batch.forward(*single(r, c), None, matrix)
     exact = eager.forward(r, c, None, wide(matrix))
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
@@ -99,7 +96,7 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
             monkeypatch.setitem(table, 4, 16)
         monkeypatch.setitem(tuning.PART, 4, 16)
     r, c = problem(41, columns, 37)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES[kind], Mask((0, 3, -3)), True, torch.float32)
     assert_gradients(r, c, None, matrix, (True, c is not None, False))
 
 
@@ -107,9 +104,9 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
 @pytest.mark.parametrize("kind", TILE_LOSSES)
 def test_groups_bias_and_one_way(kind, two_way):
     r, c = problem(35, 22)
-    groups = Excluded(groups=(torch.arange(35) % 6, torch.arange(22) % 5))
+    groups = Mask(groups=(torch.arange(35) % 6, torch.arange(22) % 5))
     bias = torch.tensor(-0.3, dtype=torch.float64)
-    matrix = Matrix(TILE_LOSSES[kind], groups, two_way, torch.float32)
+    matrix = Problem(TILE_LOSSES[kind], groups, two_way, torch.float32)
     for needs in ((True, True, True), (False, False, True), (False, True, False)):
         assert_gradients(r, c, bias, matrix, needs)
 
@@ -121,9 +118,9 @@ def test_positives_have_weights_of_their_own(kind, columns, dtype):
     r, c = problem(35, columns)
     r, c = r.to(dtype), None if c is None else c.to(dtype)
     ids = torch.arange(35) % 3, torch.arange(columns or 35) % 3
-    pairs = Excluded((0,), tuple(x // 2 for x in ids), ids)
-    positives = Positives(*ids, torch.ones(35))
-    matrix = Matrix(TILE_LOSSES[kind], pairs, True, dtype, positives)
+    pairs = Mask((0,), tuple(x // 2 for x in ids), ids)
+    positives = PositiveMask(*ids, torch.ones(35))
+    matrix = Problem(TILE_LOSSES[kind], pairs, True, dtype, positives)
     wide_r, wide_c = r.double(), None if c is None else c.double()
     rounding = 1e-6 if dtype == torch.float32 else 1e-3
     assert_gradients(wide_r, wide_c, None, matrix, (True, c is not None, False), rounding)
@@ -160,7 +157,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
     r, c = problem(20, 9)
     rows, columns = torch.arange(20) % 3, torch.zeros(9, dtype=torch.int64)
     for kind, loss in TILE_LOSSES.items():
-        matrix = Matrix(loss, Excluded(groups=(rows, columns)), False, torch.float32)
+        matrix = Problem(loss, Mask(groups=(rows, columns)), False, torch.float32)
         total = in_batch.forward(*single(r, c), None, matrix)
         without = total[rows == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
@@ -176,7 +173,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
 def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
     r, c = problem(70, 33)
     r, c = r.to(dtype), c.to(dtype)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((0,)), True, dtype)
+    matrix = Problem(TILE_LOSSES[kind], Mask((0,)), True, dtype)
     found = in_batch.forward(r.float(), c.float(), None, matrix)
     exact = eager.forward(r.double(), c.double(), None, wide(matrix))
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
@@ -187,7 +184,7 @@ def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
 
 def test_float16_weights_far_below_its_range():
     r, c = problem(40, 30)
-    matrix = Matrix(TILE_LOSSES["exp"], Excluded(()), True, torch.float16)
+    matrix = Problem(TILE_LOSSES["exp"], Mask(()), True, torch.float16)
     r, c = r.half().double(), c.half().double()
     assert_gradients(r, c, None, matrix, (True, True, False), 5e-4, scale=1e-9)
 
@@ -247,7 +244,7 @@ def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
     right = in_batch.backward
     monkeypatch.setattr(in_batch, "backward", lambda *a: (change(right(*a)[0]), None, None))
     r, _ = problem(20, None)
-    matrix = Matrix(TILE_LOSSES["exp"], Excluded((0,)), True, torch.float32)
+    matrix = Problem(TILE_LOSSES["exp"], Mask((0,)), True, torch.float32)
     with pytest.raises(AssertionError):
         assert_gradients(r, None, None, matrix, (True, False, False))
 

@@ -1,0 +1,115 @@
+"""The problem that a backend solves: a logit matrix, its criterion, and which of its pairs count.
+
+Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
+(N, M).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosloss.criteria import Criterion
+
+ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The pairs (row, column) that are no negatives, and count in no statistic.
+
+    diagonals: those with column - row = diagonal.
+    groups: ids of the rows and of the columns; those of the same group.
+    classes: ids of the rows and of the columns; only those of a group whose classes differ.
+    """
+
+    diagonals: tuple[int, ...] = ()
+    groups: tuple[Tensor, Tensor] | None = None
+    classes: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def ids(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The groups of rows and columns, then the classes; None where there are none."""
+        return *(self.groups or (None, None)), *(self.classes or (None, None))
+
+    def transposed(self) -> "Mask":
+        """The same pairs as (column, row)."""
+        groups, classes = (pair and pair[::-1] for pair in (self.groups, self.classes))
+        return Mask(tuple(-diagonal for diagonal in self.diagonals), groups, classes)
+
+    def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
+        """Write `value` at the masked pairs of the tile X[i, j], in place."""
+        if self.groups is not None:
+            tile.masked_fill_(self._of_groups(i, j), value)
+        for diagonal in self.diagonals:
+            local = i.start + diagonal - j.start
+            if -tile.shape[0] < local < tile.shape[1]:
+                tile.diagonal(local).fill_(value)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """True at the masked pairs of the whole matrix x."""
+        row, column = (torch.arange(size, device=x.device) for size in x.shape)
+        distance = column - row[:, None]
+        mask = torch.zeros_like(distance, dtype=torch.bool)
+        for diagonal in self.diagonals:
+            mask = mask | (distance == diagonal)
+        return mask if self.groups is None else mask | self._of_groups(ALL, ALL)
+
+    def _of_groups(self, i: slice, j: slice) -> Tensor:
+        assert self.groups is not None
+        mask = self.groups[0][i, None] == self.groups[1][j]
+        if self.classes is not None:
+            mask = mask & (self.classes[0][i, None] != self.classes[1][j])
+        return mask
+
+
+@dataclass(frozen=True)
+class PositiveMask:
+    """The pairs that a row's positive logit is the mean of: of one class, and not masked.
+
+    rows, columns: ids of their classes.
+    count: (N,), how many positives a row has, or 1 if it has none.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    count: Tensor
+
+    def tile(self, i: slice = ALL, j: slice = ALL) -> Tensor:
+        """True at the pairs of one class in the tile X[i, j]."""
+        return self.rows[i, None] == self.columns[j]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A logit matrix's criterion and masks, and the dtype of its products.
+
+    column_losses: whether every column has a loss as well as every row (CLIP's symmetric loss);
+        always so where the columns are the rows.
+    positives: where a row's positive logit is the mean of several of the matrix; only for an lse
+        with column losses. Their gradient then goes through the matrix too, since close rows are
+        pulled and pushed almost alike, and the two parts cancel best pair by pair.
+    """
+
+    criterion: Criterion
+    mask: Mask
+    column_losses: bool
+    dtype: torch.dtype
+    positives: PositiveMask | None = None
+
+    @property
+    def ids(self) -> tuple[Tensor | None, ...]:
+        """Every tensor that says which pairs are masked or positive."""
+        own = () if self.positives is None else (self.positives.rows, self.positives.columns)
+        return *self.mask.ids, *own
+
+    def split(self, per_loss: Tensor, r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rows' and the columns' part of a vector over the losses."""
+        if c is None:
+            return per_loss, per_loss
+        n = r.shape[0]
+        return per_loss[:n], per_loss[n:] if self.column_losses else None
+
+    def d_pos_logit(self, d_positive: Tensor) -> Tensor | None:
+        """The gradient on each of a row's positive logits, from that on their mean, if several."""
+        return None if self.positives is None else d_positive / self.positives.count
