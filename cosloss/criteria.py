@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 # exp(40), exp(-40) and sums of them over any batch are normal numbers in float32 and bfloat16
 LARGEST_UNSHIFTED_LOGIT = 40.0
+KINDS = ("exp", "logsumexp", "softplus", "hinge")
 # torch's softplus is its argument beyond the threshold: off by exp(-40) at most
 THRESHOLD = 40.0
 
@@ -137,6 +138,15 @@ class CosineEmbedding(Criterion):
 
     def loss_grad(self, stat: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(stat) / self.negatives, torch.ones_like(positive)
+
+
+def criterion_of(kind: str, margin: float) -> Criterion:
+    """A criterion with that statistic, whatever loss it makes of it."""
+    if kind == "softplus":
+        return SigmoidContrast()
+    if kind == "hinge":
+        return CosineEmbedding(margin, negatives=1)
+    return DecoupledCrossEntropy(0.0 if kind == "exp" else torch.inf)
 
 
 def _without_pairs(lse: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits
 (N, M).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cosloss.criteria import Criterion
+from cosloss.criteria import KINDS, Criterion, criterion_of
 
 ALL = slice(None)
 
@@ -79,13 +80,25 @@ class PositiveMask:
         """True at the pairs of one class in the tile X[i, j]."""
         return self.rows[i, None] == self.columns[j]
 
+    def mean_logits(self, r: Tensor, c: Tensor) -> Tensor:
+        """Each row's positive logit, for rows among the columns and ids below their number."""
+        r, c = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (r, c))
+        sums = torch.zeros_like(c).index_add_(0, self.columns, c)
+        return (r * (sums[self.rows] - r)).sum(1) / self.count
+
+    def numbered(self) -> "PositiveMask":
+        """The same pairs, with ids that count from 0; for rows that are the columns."""
+        _, ids = self.columns.unique(return_inverse=True)
+        return PositiveMask(ids, ids, self.count)
+
 
 @dataclass(frozen=True)
 class Problem:
-    """A logit matrix's criterion and masks, and the dtype of its products.
+    """A logit matrix's criterion and masks.
 
     column_losses: whether every column has a loss as well as every row (CLIP's symmetric loss);
         always so where the columns are the rows.
+    self_similarity: whether the columns are the rows.
     positives: where a row's positive logit is the mean of several of the matrix; only for an lse
         with column losses. Their gradient then goes through the matrix too, since close rows are
         pulled and pushed almost alike, and the two parts cancel best pair by pair.
@@ -94,7 +107,7 @@ class Problem:
     criterion: Criterion
     mask: Mask
     column_losses: bool
-    dtype: torch.dtype
+    self_similarity: bool = False
     positives: PositiveMask | None = None
 
     @property
@@ -113,3 +126,23 @@ class Problem:
     def d_pos_logit(self, d_positive: Tensor) -> Tensor | None:
         """The gradient on each of a row's positive logits, from that on their mean, if several."""
         return None if self.positives is None else d_positive / self.positives.count
+
+    def flatten(self) -> tuple[list[Tensor], list[int], float]:
+        """What determines the statistics and their gradient, as torch.library takes it."""
+        mask, p = self.mask, self.positives
+        given = mask.groups, mask.classes, None if p is None else (p.rows, p.columns, p.count)
+        ids = [x for group in given if group is not None for x in group]
+        kind = KINDS.index(self.criterion.kind)
+        spec = [kind, self.column_losses, *(x is not None for x in given), *mask.diagonals]
+        return ids, [int(x) for x in spec], self.criterion.margin
+
+    @staticmethod
+    def unflatten(ids: Sequence[Tensor], spec: Sequence[int], margin: float) -> "Problem":
+        """A problem with these statistics, whatever loss its criterion makes of them."""
+        kind, column_losses, has_groups, has_classes, has_positives, *diagonals = spec
+        rest = iter(ids)
+        groups = (next(rest), next(rest)) if has_groups else None
+        classes = (next(rest), next(rest)) if has_classes else None
+        positives = PositiveMask(*rest) if has_positives else None
+        mask, criterion = Mask(tuple(diagonals), groups, classes), criterion_of(KINDS[kind], margin)
+        return Problem(criterion, mask, bool(column_losses), positives=positives)

@@ -22,7 +22,7 @@ from cosloss.kernels import native
 from cosloss.kernels.dispatch import backend, wants_native
 from cosloss.kernels.eager import cosine_similarity as kernel
 from cosloss.modes import composed
-from cosloss.ops import opaque
+from cosloss.ops import custom_ops
 
 
 class CosineSimilarity(Function):
@@ -96,8 +96,8 @@ def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
 
 
 def _row_wise(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
-    if opaque.opaque(x1, x2):
-        return opaque.cosine_similarity(x1, x2, eps, distance)
+    if custom_ops.suits(x1, x2):
+        return custom_ops.cosine_similarity(x1, x2, eps, distance)
     if composed():
         return _every_case(x1, x2, eps, distance)
     if wants_native(x1, x2):

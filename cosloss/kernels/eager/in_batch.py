@@ -1,7 +1,8 @@
 """The statistics of a logit matrix and the gradients through it, tile by tile in torch operations.
 
 Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
-(N, M); statistics (N,) in float64, or (N + M,) where columns have losses of their own, rows first.
+(N, M), in R's dtype; statistics (N,) in float64, or (N + M,) where columns have losses of their
+own, rows first.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from cosloss.kernels.schedule import TileLoop
 from cosloss.kernels.scratch import empty, workspace
 from cosloss.kernels.stats import Gradients, LossGrads
 from cosloss.problem import ALL, Problem
+
+KEEPS_TILES = True
 
 Needs = tuple[bool, bool, bool]
 
@@ -71,17 +74,17 @@ class EagerLoop(TileLoop):
         problem: Problem,
         needs: Needs = (False, False, False),
     ) -> None:
-        super().__init__(r, c, problem, problem.dtype)
+        super().__init__(r, c, problem, r.dtype)
         self.symmetric, self.bias = c is None, bias
-        self.r = r.to(problem.dtype)
-        self.c = self.r if c is None else c.to(problem.dtype)
+        self.r, self.c = r, r if c is None else c
         n, m = self.r.shape[0], self.c.shape[0]
         self._tiles = tiles.triangle(n, r.device) if self.symmetric else tiles.tiles(n, m, r.device)
         self._accumulator = ACCUMULATORS[problem.criterion.kind](self.stats, problem.criterion)
         self._kept: Tensor | None = None
         self._scratch: Tensor | None = None
-        self.grad_r = torch.zeros_like(r) if needs[0] else None
-        self.grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
+        wide = torch.promote_types(r.dtype, torch.float32)
+        self.grad_r = torch.zeros_like(r, dtype=wide) if needs[0] else None
+        self.grad_c = torch.zeros_like(c, dtype=wide) if c is not None and needs[1] else None
         self.grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
 
     def keep_tiles(self) -> None:

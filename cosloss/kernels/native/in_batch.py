@@ -1,4 +1,4 @@
-"""The statistics of a logit matrix and the gradients through it, compiled: a tile at a time.
+"""The statistics of a logit matrix and the gradients through it, by the compiled kernels.
 
 Shapes and functions as in `cosloss.kernels.eager.in_batch`: rows R (N, D); columns C (M, D), or
 None where they are the rows; statistics (N,) in float64, or (N + M,), rows first.
@@ -17,6 +17,8 @@ from cosloss.kernels.schedule import TileLoop
 from cosloss.kernels.scratch import workspace
 from cosloss.kernels.stats import Gradients, LossGrads
 from cosloss.problem import ALL, Problem
+
+KEEPS_TILES = True
 
 Needs = tuple[bool, bool, bool]
 
@@ -69,11 +71,11 @@ class NativeLoop(TileLoop):
     ) -> None:
         super().__init__(r, c, problem, torch.float32)
         # a CPU without products of bfloat16 multiplies the same numbers in float32
-        narrow = problem.dtype == torch.bfloat16 and library.has("in_batch_exp", problem.dtype)
+        narrow = r.dtype == torch.bfloat16 and library.has("in_batch_exp", r.dtype)
         self._product_dtype = torch.bfloat16 if narrow else torch.float32
         self.symmetric, self.length = c is None, r.shape[1]
-        self.r = self._operand(r, problem.dtype)
-        self.c = self.r if c is None else self._operand(c, problem.dtype)
+        self.r = self._operand(r)
+        self.c = self.r if c is None else self._operand(c)
         self.grad_r = torch.zeros_like(self.r, dtype=torch.float32) if needs[0] else None
         self.grad_c = None
         if c is not None and needs[1]:
@@ -165,10 +167,10 @@ class NativeLoop(TileLoop):
             setattr(self._params, name, None if tensor is None else tensor.data_ptr())
         self._held |= tensors
 
-    def _operand(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows rounded to the dtype, and filled up with zeros to whole panels."""
+    def _operand(self, x: Tensor) -> Tensor:
+        """Rows in the products' dtype, filled up with zeros to whole panels."""
         missing = -x.shape[1] % library.in_batch_panel()
-        x = x.to(dtype).to(self._product_dtype)
+        x = x.to(self._product_dtype)
         return (pad(x, (0, missing)) if missing else x).contiguous()
 
     def _elements(self, rows: int) -> int:

@@ -15,12 +15,12 @@ from cosloss.kernels.native.library import function
 def forward(
     views: Sequence[Tensor],
     eps: float = 0.0,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """r = scale x / norm of the views' rows, their norms, and <r_i, r_pair(i)> of two views' rows.
 
-    dtype: r's, to which it is rounded; None for the views'.
+    dtype: r's, to which it is rounded; None for the views', widened.
 
     None if the squares of float64 rows leave float64's range, or are not numbers.
     """
@@ -29,7 +29,7 @@ def forward(
     norm = r.new_empty(r.shape[0], dtype=torch.float64)
     products = r.new_empty(r.shape[0]) if len(views) == 2 else None
     in_range = function("unit_rows_forward", r.dtype)(
-        *(*_where(views), n, d, eps, scale), *(_at(r), _at(norm), _at(products))
+        *(*_where(views), n, d, eps, float(scale)), *(_at(r), _at(norm), _at(products))
     )
     return (r if dtype is None else r.to(dtype), norm, products) if in_range else None
 
@@ -41,11 +41,11 @@ def backward(
     norm: Tensor,
     needs: Sequence[bool],
     eps: float = 0.0,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
 ) -> list[Tensor | None]:
     """The gradients on the views, where needed, from those on their rows of r and on the products.
 
-    grads: one for each view, in its dtype.
+    grads: one for each view, in its dtype, widened.
     """
     views, (n, d) = _adjacent(views), views[0].shape
     grads = [None if grad is None else grad.contiguous() for grad in grads]
@@ -54,18 +54,19 @@ def backward(
     first, second = (*map(_at, grads), None)[:2]
     function("unit_rows_backward", views[0].dtype)(
         *(first, second, _at(grad_products), *_where(views), _at(norm)),
-        *(n, d, eps, scale, *(*map(_at, found), None)[:2]),
+        *(n, d, eps, float(scale), *(*map(_at, found), None)[:2]),
     )
     return found
 
 
 def _adjacent(views: Sequence[Tensor]) -> list[Tensor]:
-    """The views, the numbers of a row one after the other."""
-    return [x if x.stride(1) == 1 else x.contiguous() for x in views]
+    """The views in at least float32, the numbers of a row one after the other."""
+    wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in views)
+    return [x if x.stride(1) == 1 else x.contiguous() for x in wide]
 
 
 def _where(views: Sequence[Tensor]) -> tuple[int | None, ...]:
-    """Of each of two views, the address of its first row and the distance of two rows."""
+    """The address and the row stride of a first and a second view, null and 0 without one."""
     first, second = (*((x.data_ptr(), x.stride(0)) for x in views), (None, 0))[:2]
     return *first, *second
 

@@ -22,6 +22,7 @@ from cosloss.problem import Mask, Problem
 LARGEST_FLOAT16_GRAD = 2.0**13
 # chunks of a symmetric matrix's rows: 528 pairs of them, four for each of 132 multiprocessors
 CHUNKS = 32
+KEEPS_TILES = False  # a gradient that comes early saves no work
 NUM_PARTIALS = 32  # partial sums that a program adds up at once
 
 Partials = tuple[Tensor | None, Tensor | None]
@@ -39,7 +40,7 @@ class Side(NamedTuple):
 
 def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
     """Every loss's statistic."""
-    rows, columns = _operands(r, c, problem)
+    rows, columns = _operands(r, c)
     n, d = rows.shape
     m = columns.shape[0]
     column_losses = c is None or problem.column_losses
@@ -94,7 +95,7 @@ def backward(
 
     d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
     """
-    rows, columns = _operands(r, c, problem)
+    rows, columns = _operands(r, c)
     grad_scale = None
     if rows.dtype == torch.float16:
         largest = d_stat.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -164,9 +165,9 @@ def _gradient(
     return grad[0] if splits == 1 else grad.sum(0), d_logit_sums
 
 
-def _operands(r: Tensor, c: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:
-    rows = r.to(problem.dtype).contiguous()
-    return rows, rows if c is None else c.to(problem.dtype).contiguous()
+def _operands(r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = r.contiguous()
+    return rows, rows if c is None else c.contiguous()
 
 
 def _sides(rows: Tensor, columns: Tensor, grads: LossGrads, problem: Problem) -> tuple[Side, Side]:

@@ -131,31 +131,32 @@ def compile_rows(dtype: torch.dtype, columns: int) -> None:
 
 def compile_unit_rows(dtype: torch.dtype, columns: int) -> None:
     views = torch.zeros(2, 1000, columns, dtype=dtype).unbind()
-    _, norm, products = unit_rows.forward(views, 3.0, dtype)
-    grads = torch.zeros(2, 1000, columns).unbind()
-    unit_rows.backward(grads, products, views, norm, (True, True), 3.0)
+    for scale in (3.0, torch.tensor(3.0)):
+        _, norm, products = unit_rows.forward(views, scale, dtype)
+        grads = torch.zeros(2, 1000, columns).unbind()
+        unit_rows.backward(grads, products, views, norm, (True, True), scale)
 
 
 def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
-    """The engine as a loss of this kind of total uses it."""
-    r = c = torch.zeros(ROWS, columns)
+    """The engine as a criterion of this kind uses it."""
+    r = c = torch.zeros(ROWS, columns, dtype=dtype)
     bias = None
     diagonals = Mask((0, ROWS // 2, -ROWS // 2))
     if kind == "exp":
-        c, matrix = None, Problem(CrossEntropy(10.0), diagonals, True, dtype)
+        c, matrix = None, Problem(CrossEntropy(10.0), diagonals, True)
     elif kind == "hinge":
-        c, matrix = None, Problem(CosineEmbedding(0.1, 3), diagonals, True, dtype)
+        c, matrix = None, Problem(CosineEmbedding(0.1, 3), diagonals, True)
     elif kind == "logsumexp":
         groups = torch.zeros(ROWS, dtype=torch.int64)
         pairs = Mask(groups=(groups, groups), classes=(groups, groups))
         positives = PositiveMask(groups, groups, torch.ones(ROWS))
-        matrix = Problem(DecoupledCrossEntropy(), pairs, True, dtype, positives)
+        matrix = Problem(DecoupledCrossEntropy(), pairs, True, positives=positives)
     else:
-        bias, matrix = torch.zeros(()), Problem(SigmoidContrast(), Mask((0,)), False, dtype)
+        bias, matrix = torch.zeros(()), Problem(SigmoidContrast(), Mask((0,)), False)
     total = in_batch.forward(r, c, bias, matrix)
     needs = (True, c is not None, bias is not None)
-    pulls = None if matrix.positives is None else total
-    in_batch.backward(total, total, r, c, bias, matrix, needs, pulls)
+    d_pos_logit = None if matrix.positives is None else total
+    in_batch.backward(total, total, r, c, bias, matrix, needs, d_pos_logit)
 
 
 def main() -> int:
