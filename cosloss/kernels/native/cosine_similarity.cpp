@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 
-#include "numbers.h"
 #include "rows.h"
 
 namespace {

@@ -1,13 +1,13 @@
-// What Python asks a library before anything else: which sources it was compiled from, and how the
-// work of the in-batch engine is laid out.
+// The facts that Python asks a library for first: the sources that it was compiled from, and how
+// the parameters of the in-batch engine are laid out.
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <type_traits>
 
+#include "gemm.h"
 #include "params.h"
-#include "products.h"
 
 namespace {
 
@@ -40,15 +40,15 @@ constexpr Field FIELDS[] = {
     FIELD(row_classes), FIELD(column_classes),
     FIELD(bias),
     FIELD(margin),
-    FIELD_AS("row_stats", totals.rows), FIELD_AS("column_stats", totals.columns),
-    FIELD_AS("row_max", totals.row_largest), FIELD_AS("column_max", totals.column_largest),
+    FIELD_AS("row_stats", stats.rows), FIELD_AS("column_stats", stats.columns),
+    FIELD_AS("row_max", stats.row_max), FIELD_AS("column_max", stats.column_max),
     FIELD(kept),
-    FIELD_AS("d_rows", coefficients.a), FIELD_AS("d_columns", coefficients.b),
-    FIELD_AS("row_shift", coefficients.row_shift),
-    FIELD_AS("column_shift", coefficients.column_shift),
-    FIELD_AS("d_row_pos", coefficients.row_pull), FIELD_AS("d_column_pos", coefficients.column_pull),
-    FIELD_AS("row_class", coefficients.row_class),
-    FIELD_AS("column_class", coefficients.column_class),
+    FIELD_AS("d_rows", loss_grads.d_rows), FIELD_AS("d_columns", loss_grads.d_columns),
+    FIELD_AS("row_shift", loss_grads.row_shift),
+    FIELD_AS("column_shift", loss_grads.column_shift),
+    FIELD_AS("d_row_pos", loss_grads.d_row_pos), FIELD_AS("d_column_pos", loss_grads.d_column_pos),
+    FIELD_AS("row_class", loss_grads.row_class),
+    FIELD_AS("column_class", loss_grads.column_class),
     FIELD(grad_r), FIELD(grad_c),
     FIELD(grad_bias),
 };

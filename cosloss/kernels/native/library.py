@@ -103,7 +103,7 @@ def in_batch_params() -> type[ctypes.Structure]:
 
 @cache
 def in_batch_panel() -> int:
-    """PANEL of products.h: rows are packed by so many, and so many divide their length."""
+    """PANEL of gemm.h: rows are packed by so many, and so many divide their length."""
     return _asked(loaded(), "in_batch_panel", _SIZE)
 
 
