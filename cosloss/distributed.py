@@ -1,4 +1,4 @@
-"""What the processes of a training run tell each other: rows, gathered without a gradient."""
+"""The exchange between the processes of a training run: rows, gathered without a gradient."""
 
 from dataclasses import dataclass
 

@@ -128,7 +128,7 @@ class Problem:
         return None if self.positives is None else d_positive / self.positives.count
 
     def flatten(self) -> tuple[list[Tensor], list[int], float]:
-        """What determines the statistics and their gradient, as torch.library takes it."""
+        """Masks, kind and margin, as torch.library takes them: tensors, numbers, a number."""
         mask, p = self.mask, self.positives
         given = mask.groups, mask.classes, None if p is None else (p.rows, p.columns, p.count)
         ids = [x for group in given if group is not None for x in group]

@@ -1,4 +1,4 @@
-"""What the in-batch losses share between their argument checks and the op."""
+"""The in-batch losses' common steps between their argument checks and the op."""
 
 from typing import NamedTuple
 
@@ -33,8 +33,10 @@ class Options(NamedTuple):
     def check(self, items: int) -> None:
         """Raise unless they are valid for so many items."""
         check_reduction(self.reduction)
-        check_groups(self.ignore, items)
-        check_weight(self.weight, items)
+        if self.ignore is not None:
+            check_groups(self.ignore, items)
+        if self.weight is not None:
+            check_weight(self.weight, items)
 
     def peers(self, z: Tensor, **scalars: float | Tensor) -> Peers | None:
         """The processes to gather from, or None where there is only this one.

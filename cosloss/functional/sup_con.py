@@ -92,7 +92,7 @@ def sup_con_loss(
         share = share / has_positive.sum().clamp_min(1)
         options = options._replace(reduction="sum")
     mask = item_mask(z, 1, None, peers)
-    if ignore is not None:  # of one class, the rows of a group are positives
+    if ignore is not None:  # a group's rows of one class are positives
         mask = Mask((0,), groups=(ignore, ignore), classes=(classes, classes))
     problem = Problem(
         DecoupledCrossEntropy(largest_logit(temperature)),

@@ -50,11 +50,12 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     return _triton() if plain and wants_triton(*given) else eager
 
 
-def in_batch(*rows: Tensor) -> ModuleType:
+def in_batch(*rows: Tensor | None) -> ModuleType:
     """The backend of an in-batch loss of these plain embeddings: its `unit_rows` and `in_batch`."""
-    if wants_native(*rows, dtypes=NARROW_OR_SINGLE):
+    given = [x for x in rows if x is not None]
+    if wants_native(*given, dtypes=NARROW_OR_SINGLE):
         return native
-    return _triton() if wants_triton(*rows) and modes.plain(rows) else eager
+    return _triton() if wants_triton(*given) and modes.plain(given) else eager
 
 
 def product_dtype(rows: Tensor) -> torch.dtype:

@@ -32,9 +32,13 @@ class Stats:
         self.columns: Tensor | None = self.rows
         if c is not None:
             self.columns = self.rows.new_zeros(c.shape[0]) if problem.column_losses else None
-        self.row_max = self._maxima(self.rows)
-        same = self.columns is self.rows
-        self.column_max = self.row_max if same else self._maxima(self.columns)
+        self.row_max: Tensor | None = None
+        self.column_max: Tensor | None = None
+        if self._kind == "logsumexp":
+            lowest = empty_lse(torch.float64)
+            self.row_max = self.column_max = torch.full_like(self.rows, lowest)
+            if self.columns is not None and self.columns is not self.rows:
+                self.column_max = torch.full_like(self.columns, lowest)
 
     def finish(self, rows: slice = ALL) -> Tensor:
         """Every loss's statistic, or these rows', once all their tiles were added."""
@@ -45,11 +49,6 @@ class Stats:
         if self.columns is None or self.columns is self.rows:
             return self.rows[rows]
         return torch.cat([self.rows, self.columns])
-
-    def _maxima(self, stats: Tensor | None) -> Tensor | None:
-        if stats is None or self._kind != "logsumexp":
-            return None
-        return torch.full_like(stats, empty_lse(stats.dtype))
 
     @staticmethod
     def _take_logarithm(sums: Tensor, largest: Tensor | None, part: slice) -> None:

@@ -14,7 +14,7 @@ Tile = tuple[slice, slice]
 
 LARGEST_SIDE = 1024  # two tiles of this size fit a CPU's last-level cache
 BAND = 1 << 22  # elements of a band of tiles, which fits there too
-KEPT_BYTES = 256 * 2**20  # of a logit matrix that is kept from its statistics to its gradients
+KEPT_BYTES = 256 * 2**20  # a larger logit matrix is computed again for its gradients
 
 
 def tiles(rows: int, columns: int, device: torch.device) -> list[Tile]:

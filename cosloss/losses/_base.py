@@ -1,4 +1,4 @@
-"""What the loss modules share: hyperparameters, and scalars that may be learnt."""
+"""The base of the loss modules: hyperparameters, and scalars that may be learnt."""
 
 import math
 from collections.abc import Callable

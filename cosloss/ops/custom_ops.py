@@ -15,7 +15,11 @@ from cosloss.kernels.dispatch import backend, wants_triton
 from cosloss.modes import forward_mode, transforming
 from cosloss.problem import Problem
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of products; torch.library takes numbers
+DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+)  # the products', by number: torch.library has no lists of dtypes
 
 
 def suits(*tensors: Tensor) -> bool:

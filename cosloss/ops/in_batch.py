@@ -43,7 +43,7 @@ def in_batch(
     given: list[Any] = [temperature, bias, *rows]
     tensors = [x for x in (*given, weights) if isinstance(x, Tensor)]
     if not differentiates_itself(*tensors, *problem.ids):
-        if not torch.is_grad_enabled():  # of which a Function is not told
+        if not torch.is_grad_enabled():  # a Function sees requires_grad alone
             given = [x.detach() if isinstance(x, Tensor) else x for x in given]
         return InBatch.apply(weights, problem, peers, *given)
     if peers is not None:
@@ -71,7 +71,7 @@ class InBatch(Function):
         *given: Any,
     ) -> Tensor:
         rows: Rows = given
-        kernels = dispatch.in_batch(*(x for x in rows if x is not None))
+        kernels = dispatch.in_batch(*rows)
         needs, dtype = ctx.needs_input_grad[3:], dispatch.product_dtype(rows[0])
         ctx.grads_in_forward = (
             weights is not None and peers is None and any(needs) and kernels.in_batch.KEEPS_TILES

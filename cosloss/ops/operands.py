@@ -22,7 +22,7 @@ Rows = tuple[Tensor, Tensor | None, Tensor | None]  # a first view, a second, an
 
 @dataclass
 class Operands:
-    """What the tiles are computed from.
+    """The factors of the logit matrix, and the logits of the pairs.
 
     r: (N, D). c: (M, D), or None where the columns are the rows.
     pair: each row's logit with its pair, first view first, or its distance 1 - S where the

@@ -1,5 +1,4 @@
-// What a criterion does with a tile of logits, (rows, columns) at a stride: statistics and
-// d_logits.
+// A criterion's work on a tile of logits, (rows, columns) at a stride: statistics and d_logits.
 //
 // stat_i = sum_j f(x_ij) for the f of a kind, and d_logit_ij = f'(x_ij) (d_rows_i + d_columns_j). A
 // masked pair has the logit -inf, at which f and f' are 0, and so have the columns that fill up a

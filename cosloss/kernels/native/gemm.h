@@ -1,13 +1,13 @@
 // Matrix products in blocks of vector registers, and the packing of their operands.
 //
-// A word is what one lane multiplies: a float, or two bfloat16 whose products are both added; d /
-// PER_WORD words make a row of length d. Sums are float32, and what belongs to one element of a
-// result is added in the order of the depth.
+// A word is one lane's factor: a float, or two bfloat16 whose products are both added; a row of
+// length d has d / PER_WORD words. Sums are float32, and every element of a result is added up in
+// the order of the depth.
 //
-// Packing, as BLIS does it: for logits, C goes by pack_b into panels of PANEL rows, each
-// transposed, (m / PANEL, d / PER_WORD, PANEL). For gradients, R and C go by pack_bt into panels of
-// PANEL columns, with as many rows in a word as it has numbers, (d / PANEL, n / PER_WORD, PANEL).
-// What is missing in the last panel or word is 0.
+// Packing, as in BLIS: for logits, C goes by pack_b into panels of PANEL rows, each transposed,
+// (m / PANEL, d / PER_WORD, PANEL). For gradients, R and C go by pack_bt into panels of PANEL
+// columns, with as many rows in a word as it has numbers, (d / PANEL, n / PER_WORD, PANEL). The
+// last panel and word are filled up with zeros.
 
 #pragma once
 
@@ -149,7 +149,7 @@ struct Scratch<Pair> {
   using Number = bfloat16;
   const int64_t stride;
   float* const tile;
-  Pair *const pairs, *const pairs_t;  // of neighbours along the columns, and along the rows
+  Pair *const pairs, *const pairs_t;  // neighbours along the columns, and along the rows
 
   Scratch(int64_t rows, int64_t columns)
       : stride(columns + 16),

@@ -6,6 +6,7 @@ None where they are the rows; statistics (N,) in float64, or (N + M,), rows firs
 
 import ctypes
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from cosloss.kernels.stats import Gradients, LossGrads
 from cosloss.problem import ALL, Problem
 
 KEEPS_TILES = True
+
+STATS = ("row_stats", "column_stats", "row_max", "column_max")
 
 Needs = tuple[bool, bool, bool]
 
@@ -90,19 +93,22 @@ class NativeLoop(TileLoop):
         self._kept: Tensor | None = None
         self._kernel = library.function(f"in_batch_{kind}", self._product_dtype)
         diagonals = problem.mask.diagonals
-        self._params = library.in_batch_params()(  # what is not set is 0, or null
+        self._params = library.in_batch_params()(  # fields that are not set are 0, or null
             m=self.c.shape[0],
             d=self.c.shape[1],
             symmetric=self.symmetric,
             diagonals=len(diagonals),
             margin=problem.criterion.margin,
         )
-        self._held: dict[str, object] = {}  # what the parameters point to
-        self._held["offsets"] = offsets = (ctypes.c_int64 * len(diagonals))(*diagonals)
+        offsets = (ctypes.c_int64 * len(diagonals))(*diagonals)
         self._params.offsets = ctypes.addressof(offsets)
-        names = ("row_groups", "column_groups", "row_classes", "column_classes")
-        ids = (None if x is None else x.long().contiguous() for x in problem.mask.ids)
-        self._point(rows=self.r, bias=bias, **dict(zip(names, ids, strict=True)))
+        self._held: dict[str, Any] = {"offsets": offsets}  # kept alive for the parameters
+        groups, classes = problem.mask.groups, problem.mask.classes
+        if groups is not None:
+            self._point_to_ids("row_groups", "column_groups", groups)
+        if classes is not None:
+            self._point_to_ids("row_classes", "column_classes", classes)
+        self._point(rows=self.r, bias=bias)
 
     def keep_tiles(self) -> None:
         self._kept = tiles.kept_tiles(self._elements(self.r.shape[0]), self._stash)
@@ -120,46 +126,46 @@ class NativeLoop(TileLoop):
         start, stop, _ = rows.indices(self.r.shape[0])
         self._params.first_row, self._params.n = start, stop - start
         stats = self.stats
-        self._point(
-            kept=self._kept,
-            row_stats=stats.rows if accumulate else None,
-            column_stats=stats.columns if accumulate else None,
-            row_max=stats.row_max if accumulate else None,
-            column_max=stats.column_max if accumulate else None,
-        )
+        tensors: dict[str, Tensor | None] = dict.fromkeys(STATS)
+        if accumulate:
+            tensors = {
+                "row_stats": stats.rows,
+                "column_stats": stats.columns,
+                "row_max": stats.row_max,
+                "column_max": stats.column_max,
+            }
         if (accumulate or self._kept is None) and "packed_c" not in self._held:
-            self._point(packed_c=_pack_columns(self.c))
-        if grads is None:
-            self._point(d_rows=None)
-        else:
+            tensors["packed_c"] = _pack_columns(self.c)
+        if grads is not None:
             self._point_to_gradients(grads, rows)
+        d_rows = None if grads is None else grads.d_rows
+        self._point(kept=self._kept, d_rows=d_rows, **tensors)
         self._kernel(ctypes.byref(self._params))
 
     def gradients(self) -> Gradients:
-        grad_r, grad_c = (
-            None if grad is None else grad[:, : self.length] for grad in (self.grad_r, self.grad_c)
-        )
+        grad_r = None if self.grad_r is None else self.grad_r[:, : self.length]
+        grad_c = None if self.grad_c is None else self.grad_c[:, : self.length]
         return grad_r, grad_c, self.grad_bias
 
     def _point_to_gradients(self, grads: LossGrads, rows: slice) -> None:
         """Give the kernel the gradient on these rows' statistics, and the sums to add to."""
-        if "packed_rows_of_c" not in self._held:
-            packed = _pack_rows(self.c, "columns")
-            self._point(
-                packed_rows_of_c=packed,
-                packed_rows_of_r=packed if self.symmetric else None,
-                grad_r=self.grad_r,
-                grad_c=self.grad_c,
-                grad_bias=self.grad_bias,
-            )
+        packed_r = self._held.get("packed_rows_of_c")
+        if packed_r is None:
+            packed_r = _pack_rows(self.c, "columns")
+            sums = {"grad_r": self.grad_r, "grad_c": self.grad_c, "grad_bias": self.grad_bias}
+            self._point(packed_rows_of_c=packed_r, **sums)
         if not self.symmetric:
-            self._point(packed_rows_of_r=_pack_rows(self.r[rows], "rows"))
-        self._point(**grads._asdict())
+            packed_r = _pack_rows(self.r[rows], "rows")
+        self._point(packed_rows_of_r=packed_r, **grads._asdict())
         positives = self.problem.positives
         if positives is not None and grads.d_row_pos is not None:
             # ids of at most as many classes as rows
             row_class = positives.rows.int().contiguous()
             self._point(row_class=row_class, column_class=positives.columns.int().contiguous())
+
+    def _point_to_ids(self, rows: str, columns: str, ids: tuple[Tensor, Tensor]) -> None:
+        row_ids, column_ids = ids
+        self._point(**{rows: row_ids.long().contiguous(), columns: column_ids.long().contiguous()})
 
     def _point(self, **tensors: Tensor | None) -> None:
         """Give the kernel the addresses of contiguous tensors, held until the next ones."""

@@ -1,4 +1,4 @@
-// What pairwise cosine similarity does beside its matrix products.
+// The work of pairwise cosine similarity beside its matrix products.
 //
 // All tensors are contiguous. A row's norm is unit_rows.cpp's: a row is clamped where it is at most
 // eps.
@@ -45,7 +45,7 @@ T clamped(T s) {
   return s > 1 ? T(1) : s < -1 ? T(-1) : s;  // NaN stays
 }
 
-// Of one tile on or above the diagonal.
+// The same for one tile on or above the diagonal.
 template <typename T>
 void mirror_tile(T* s, int64_t size, int64_t i, int64_t j, int64_t rows, int64_t columns,
                  const double* norm, double eps) {

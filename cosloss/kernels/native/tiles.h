@@ -26,8 +26,8 @@ struct Tile {
 struct TileSchedule {
   int64_t rows, columns;  // how many blocks
   bool symmetric;
-  int64_t
-      splits;  // of each row's sums, unless symmetric: block j of the columns adds to j % splits
+  // partial sums of each row, unless symmetric; block j of the columns adds to number j % splits
+  int64_t splits;
 
   int64_t count() const {
     return symmetric ? 1 + (rows > 1 ? odd() : 0) : std::max(rows, groups());
