@@ -173,6 +173,30 @@ def test_no_gradient_is_computed_where_none_is_asked_for(loss, monkeypatch):
             torch.testing.assert_close(value, loss(reference, *given).detach())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce", "queue", "sup_con", "sigmoid"])
+def test_one_function_is_all_that_learnable_scalars_go_through(name, reduction):
+    z1, z2, temperature = leaves(dtype=torch.float32)
+    bias = torch.tensor(-1.5, requires_grad=True)
+    value = {
+        "nt_xent": lambda: functional.nt_xent_loss(z1, z2, temperature, reduction),
+        "info_nce": lambda: functional.info_nce_loss(z1, z2, temperature, reduction=reduction),
+        "queue": lambda: functional.info_nce_loss(
+            z1, z2, temperature, torch.cat([z1, z2]).detach(), reduction=reduction
+        ),
+        "sup_con": lambda: functional.sup_con_loss(z1, LABELS[:5], temperature, "mean"),
+        "sigmoid": lambda: functional.sigmoid_contrastive_loss(
+            z1, z2, temperature, bias, reduction
+        ),
+    }[name]()
+    assert value.grad_fn.name() == "InBatchBackward"
+    inputs = {node.name() for node, _ in value.grad_fn.next_functions if node is not None}
+    assert inputs <= {
+        "torch::autograd::AccumulateGrad",
+        "ViewBackward0",
+    }  # a number is viewed as 0-d
+
+
 def _fails(monkeypatch, change):
     backward, both = in_batch.backward, in_batch.forward_backward
 
