@@ -106,7 +106,7 @@ def release_memory() -> None:
     """Hand back the memory that this thread's losses keep from one step to the next.
 
     On a CPU that is up to 256 MiB of tiles, of the last loss alone, and at most 16 MiB for each of
-    a few other uses.
+    a few other uses. The compiled kernels' threads keep a tile each, which stays with them.
 
     Example:
         >>> release_memory()

@@ -101,14 +101,14 @@ class InBatch(Function):
                         needs,
                     )
                 else:
-                    found = [
-                        stat := kernels.in_batch.forward(operands.r, operands.c, bias, problem)
-                    ]
+                    stat = kernels.in_batch.forward(operands.r, operands.c, bias, problem)
+                    found = (stat,)
                 loss = problem.criterion.loss(stat, positive)
                 loss = loss if weights is None else (loss * weights).sum()
-        ctx.kernels, ctx.dtype, ctx.temperature = kernels, dtype, temperature
-        ctx.weights, ctx.problem, ctx.peers = weights, problem, peers
         learnt = temperature if isinstance(temperature, Tensor) else None
+        ctx.temperature = None if learnt is not None else temperature
+        ctx.kernels, ctx.dtype = kernels, dtype
+        ctx.weights, ctx.problem, ctx.peers = weights, problem, peers
         ctx.save_for_backward(learnt, bias, *rows, *found)
         return loss.to(torch.promote_types(rows[0].dtype, torch.float32))
 
@@ -116,9 +116,8 @@ class InBatch(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         learnt, bias, first, second, negatives, *found = ctx.saved_tensors
-        rows, temperature = (first, second, negatives), learnt
-        if learnt is None:
-            temperature = ctx.temperature
+        rows = first, second, negatives
+        temperature = ctx.temperature if learnt is None else learnt
         if torch.is_grad_enabled() or differentiates_itself(grad):
             if ctx.peers is not None:
                 twice = torch.is_grad_enabled()
