@@ -84,7 +84,8 @@ class PositiveMask:
         """Each row's positive logit, for rows among the columns and ids below their number."""
         r, c = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (r, c))
         sums = torch.zeros_like(c).index_add_(0, self.columns, c)
-        return (r * (sums[self.rows] - r)).sum(1) / self.count
+        others = sums[self.rows].sub_(r)
+        return others.mul_(r).sum(1) / self.count
 
     def numbered(self) -> "PositiveMask":
         """The same pairs, with ids that count from 0; for rows that are the columns."""
