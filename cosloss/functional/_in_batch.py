@@ -61,7 +61,7 @@ class Options(NamedTuple):
         The items' weights repeat along the losses.
         """
         if peers is not None:
-            items, every = peers.items[peers.rank], sum(peers.items)
+            items, every = peers.batch_sizes[peers.rank], sum(peers.batch_sizes)
             share = 1 / (losses // items * every) if self.reduction == "mean" else 1.0
         elif self.reduction == "none" or (self.weight is not None and self.weight.requires_grad):
             return None
@@ -158,7 +158,7 @@ def warn_without_negatives(items: int, ignore: Tensor | None, peers: Peers | Non
     That is seen from a batch of one, and from the groups where no device has to be waited for.
     """
     if peers is not None:
-        items, ignore = sum(peers.items), None
+        items, ignore = sum(peers.batch_sizes), None
     if torch.compiler.is_compiling():  # it would become a guard on the batch's size
         return
     if items == 1:

@@ -81,7 +81,7 @@ def sup_con_loss(
     temperature = as_number(temperature, z.dtype)
     peers, own = options.peers(z, temperature=temperature), ALL
     if peers is not None:
-        first = sum(peers.items[: peers.rank])
+        first = sum(peers.batch_sizes[: peers.rank])
         labels, own = peers.gather(labels), slice(first, first + z.shape[0])
     classes, count = _classes(z, labels)
     if readable(count) and not count.any():
