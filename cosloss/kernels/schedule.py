@@ -9,13 +9,16 @@ these is known, for its share of the gradients. It is known
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cosloss.kernels.stats import Gradients, LossGrads, Stats, loss_grads
 from cosloss.problem import ALL, Problem
+
+Needs = tuple[bool, bool, bool]  # whether r's, c's and bias's gradient is asked for
 
 
 class TileLoop(ABC):
@@ -95,3 +98,49 @@ class TileLoop(ABC):
         self, d_stat: Tensor, stat: Tensor, d_pos_logit: Tensor | None = None
     ) -> LossGrads:
         return loss_grads(self.problem, d_stat, stat, d_pos_logit, *self._sides, self._dtype)
+
+
+def functions_of(
+    loop: Callable[[Tensor, Tensor | None, Tensor | None, Problem, Needs], TileLoop],
+) -> tuple[Callable[..., Tensor], Callable[..., Any], Callable[..., Gradients]]:
+    """A backend's forward, forward_backward and backward, over its tile loop.
+
+    Statistics are (N,) in float64, or (N + M,) where columns have losses of their own, rows first;
+    `needs` says which gradients are asked for, on r, c and bias.
+    """
+
+    def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
+        """Every loss's statistic."""
+        return loop(r, c, bias, problem, (False, False, False)).forward()
+
+    def forward_backward(
+        r: Tensor,
+        c: Tensor | None,
+        bias: Tensor | None,
+        problem: Problem,
+        *,
+        weights: Tensor | float,
+        positive: Tensor,
+        needs: Needs,
+    ) -> tuple[Tensor, Tensor, Gradients]:
+        """The statistics, and sum_i weights_i loss_i's gradients: on positive, and where needed."""
+        return loop(r, c, bias, problem, needs).forward_backward(weights, positive)
+
+    def backward(
+        r: Tensor,
+        c: Tensor | None,
+        bias: Tensor | None,
+        problem: Problem,
+        *,
+        d_stat: Tensor,
+        stat: Tensor,
+        needs: Needs,
+        d_pos_logit: Tensor | None = None,
+    ) -> Gradients:
+        """The gradients that are needed, from those on the statistics and on several positives.
+
+        d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
+        """
+        return loop(r, c, bias, problem, needs).backward(d_stat, stat, d_pos_logit)
+
+    return forward, forward_backward, backward

@@ -128,7 +128,7 @@ def _grads(
     d_pos_logit = problem.d_pos_logit(d_positive)
     with torch.no_grad():
         found = backend(r, c).in_batch.backward(
-            d_stat, stat, r, c, bias, problem, needed, d_pos_logit
+            r, c, bias, problem, d_stat=d_stat, stat=stat, needs=needed, d_pos_logit=d_pos_logit
         )
     return [x for x in found if x is not None]
 

@@ -90,7 +90,14 @@ def backward(
         stats = torch.cat(sides)
         d_pos_logit = None if problem.positives is None else grad * stats[:, D_POS_LOGIT]
         return engine.backward(
-            grad * stats[:, D_STAT], stats[:, STAT], rows, columns, bias, here, needs, d_pos_logit
+            rows,
+            columns,
+            bias,
+            here,
+            d_stat=grad * stats[:, D_STAT],
+            stat=stats[:, STAT],
+            needs=needs,
+            d_pos_logit=d_pos_logit,
         )
 
     grad_r = grad_c = grad_bias = None

@@ -88,7 +88,13 @@ class InBatch(Function):
                 if weights is not None and ctx.grads_in_forward:
                     needed = tile_needs(rows, problem, needs)
                     stat, d_positive, gradients = kernels.in_batch.forward_backward(
-                        weights, positive, operands.r, operands.c, bias, problem, needed
+                        operands.r,
+                        operands.c,
+                        bias,
+                        problem,
+                        weights=weights,
+                        positive=positive,
+                        needs=needed,
                     )
                     found = input_grads(
                         kernels.unit_rows,
@@ -209,16 +215,15 @@ def _tiled_grads(
                 stat, positives_of(operands, None, bias, problem)
             )
             d_positive = d_loss * d_positive
-            d_pos_logit = problem.d_pos_logit(d_positive)
             gradients = kernels.in_batch.backward(
-                d_loss * d_stat,
-                stat,
                 operands.r,
                 operands.c,
                 bias,
                 problem,
-                needed,
-                d_pos_logit,
+                d_stat=d_loss * d_stat,
+                stat=stat,
+                needs=needed,
+                d_pos_logit=problem.d_pos_logit(d_positive),
             )
         return input_grads(
             kernels.unit_rows, rows, temperature, problem, operands, gradients, d_positive, needs

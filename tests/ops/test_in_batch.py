@@ -203,11 +203,11 @@ def _fails(monkeypatch, change):
     def wrong(grad_r, *others):
         return change(grad_r), *others
 
-    def wrong_both(*arguments):
-        total, grad_positive, found = both(*arguments)
+    def wrong_both(*arguments, **keywords):
+        total, grad_positive, found = both(*arguments, **keywords)
         return total, grad_positive, wrong(*found)
 
-    monkeypatch.setattr(in_batch, "backward", lambda *arguments: wrong(*backward(*arguments)))
+    monkeypatch.setattr(in_batch, "backward", lambda *a, **k: wrong(*backward(*a, **k)))
     monkeypatch.setattr(in_batch, "forward_backward", wrong_both)
 
 

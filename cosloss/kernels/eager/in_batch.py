@@ -12,49 +12,12 @@ from torch import Tensor
 
 from cosloss.kernels import tiles
 from cosloss.kernels.eager.accumulators import ACCUMULATORS
-from cosloss.kernels.schedule import TileLoop
+from cosloss.kernels.schedule import Needs, TileLoop, functions_of
 from cosloss.kernels.scratch import empty, workspace
 from cosloss.kernels.stats import Gradients, LossGrads
 from cosloss.problem import ALL, Problem
 
 KEEPS_TILES = True
-
-Needs = tuple[bool, bool, bool]
-
-
-def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
-    """Every loss's statistic."""
-    return EagerLoop(r, c, bias, problem).forward()
-
-
-def forward_backward(
-    weights: Tensor | float,
-    positive: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    problem: Problem,
-    needs: Needs,
-) -> tuple[Tensor, Tensor, Gradients]:
-    """The statistics, and sum_i weights_i loss_i's gradients: on positive, and where needed."""
-    return EagerLoop(r, c, bias, problem, needs).forward_backward(weights, positive)
-
-
-def backward(
-    d_stat: Tensor,
-    stat: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    problem: Problem,
-    needs: Needs,
-    d_pos_logit: Tensor | None = None,
-) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from that on the statistics.
-
-    d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
-    """
-    return EagerLoop(r, c, bias, problem, needs).backward(d_stat, stat, d_pos_logit)
 
 
 class EagerLoop(TileLoop):
@@ -72,7 +35,7 @@ class EagerLoop(TileLoop):
         c: Tensor | None,
         bias: Tensor | None,
         problem: Problem,
-        needs: Needs = (False, False, False),
+        needs: Needs,
     ) -> None:
         super().__init__(r, c, problem, r.dtype)
         self.symmetric, self.bias = c is None, bias
@@ -160,6 +123,9 @@ class EagerLoop(TileLoop):
 
     def _largest(self) -> int:
         return max(map(_elements, self._tiles), default=0)
+
+
+forward, forward_backward, backward = functions_of(EagerLoop)
 
 
 def _elements(tile: tiles.Tile) -> int:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from cosloss.kernels import tiles
 from cosloss.kernels.native import library
-from cosloss.kernels.schedule import TileLoop
+from cosloss.kernels.schedule import Needs, TileLoop, functions_of
 from cosloss.kernels.scratch import workspace
 from cosloss.kernels.stats import Gradients, LossGrads
 from cosloss.problem import ALL, Problem
@@ -22,43 +22,6 @@ from cosloss.problem import ALL, Problem
 KEEPS_TILES = True
 
 STATS = ("row_stats", "column_stats", "row_max", "column_max")
-
-Needs = tuple[bool, bool, bool]
-
-
-def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
-    """Every loss's statistic."""
-    return NativeLoop(r, c, bias, problem).forward()
-
-
-def forward_backward(
-    weights: Tensor | float,
-    positive: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    problem: Problem,
-    needs: Needs,
-) -> tuple[Tensor, Tensor, Gradients]:
-    """The statistics, and sum_i weights_i loss_i's gradients: on positive, and where needed."""
-    return NativeLoop(r, c, bias, problem, needs).forward_backward(weights, positive)
-
-
-def backward(
-    d_stat: Tensor,
-    stat: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    problem: Problem,
-    needs: Needs,
-    d_pos_logit: Tensor | None = None,
-) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from that on the statistics.
-
-    d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
-    """
-    return NativeLoop(r, c, bias, problem, needs).backward(d_stat, stat, d_pos_logit)
 
 
 class NativeLoop(TileLoop):
@@ -70,7 +33,7 @@ class NativeLoop(TileLoop):
         c: Tensor | None,
         bias: Tensor | None,
         problem: Problem,
-        needs: Needs = (False, False, False),
+        needs: Needs,
     ) -> None:
         super().__init__(r, c, problem, torch.float32)
         # a CPU without products of bfloat16 multiplies the same numbers in float32
@@ -182,6 +145,9 @@ class NativeLoop(TileLoop):
     def _elements(self, rows: int) -> int:
         """The number of elements that these rows' tiles have."""
         return library.function("in_batch_elements")(rows, self.c.shape[0], self.symmetric)
+
+
+forward, forward_backward, backward = functions_of(NativeLoop)
 
 
 def _pack_columns(c: Tensor) -> Tensor:

@@ -82,12 +82,13 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) 
 
 
 def backward(
-    d_stat: Tensor,
-    stat: Tensor,
     r: Tensor,
     c: Tensor | None,
     bias: Tensor | None,
     problem: Problem,
+    *,
+    d_stat: Tensor,
+    stat: Tensor,
     needs: tuple[bool, bool, bool],
     d_pos_logit: Tensor | None = None,
 ) -> Gradients:

@@ -54,11 +54,12 @@ def assert_as_eager(r, c, bias, matrix, needs=(True, True, True), dtype=torch.fl
         total = engine.forward(*given, matrix)
         grad = torch.linspace(0.37, 1.1, total.shape[0]).double()  # no sum cancels
         d_pos_logit = None if matrix.positives is None else 0.02 * grad.flip(0)
-        again = engine.backward(grad, total, *given, matrix, needs, d_pos_logit)
+        asked = {"d_stat": grad, "stat": total, "needs": needs, "d_pos_logit": d_pos_logit}
+        again = engine.backward(*given, matrix, **asked)
         positive = torch.zeros_like(total)
         with mock.patch.object(tiles, "KEPT_BYTES", kept_bytes):
             same, grad_positive, at_once = engine.forward_backward(
-                grad, positive, *given, matrix, needs
+                *given, matrix, weights=grad, positive=positive, needs=needs
             )
         return [total, *again, same, grad_positive, *at_once]
 
@@ -162,7 +163,9 @@ def test_a_nan_reaches_what_meets_it_and_nothing_else(kind, dtype, columns):
     grad = torch.ones(80 + columns).double() * ~meets
     grad[3] = 0.5
     total = total.nan_to_num()
-    grad_r, grad_c, _ = in_batch.backward(grad, total, r, c, None, matrix, (True,) * 3)
+    grad_r, grad_c, _ = in_batch.backward(
+        r, c, None, matrix, d_stat=grad, stat=total, needs=(True,) * 3
+    )
     assert grad_r.isnan().any(1).nonzero().tolist() == [[3]]
     assert grad_c.isnan().any(1).all()
 
@@ -176,7 +179,9 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
         without = total[groups[0] == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
         ones = torch.ones(20).double()
-        grad, _, _ = in_batch.backward(ones, total, r, c, None, matrix, (True, False, False))
+        grad, _, _ = in_batch.backward(
+            r, c, None, matrix, d_stat=ones, stat=total, needs=(True, False, False)
+        )
         assert (grad[groups[0] == 0] == 0).all()
         assert (grad[groups[0] == 1].abs().sum(1) > 0).all()
 
@@ -192,7 +197,12 @@ def test_the_number_of_threads_changes_no_bit_where_rows_are_few(kind):
             total = in_batch.forward(r, c, None, matrix)
             ones = torch.ones_like(total)
             results.append(
-                [total, *in_batch.backward(ones, total, r, c, None, matrix, (True,) * 3)[:2]]
+                [
+                    total,
+                    *in_batch.backward(
+                        r, c, None, matrix, d_stat=ones, stat=total, needs=(True,) * 3
+                    )[:2],
+                ]
             )
     finally:
         torch.set_num_threads(before)

@@ -156,7 +156,8 @@ def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
     total = in_batch.forward(r, c, bias, matrix)
     needs = (True, c is not None, bias is not None)
     d_pos_logit = None if matrix.positives is None else total
-    in_batch.backward(total, total, r, c, bias, matrix, needs, d_pos_logit)
+    asked = {"needs": needs, "d_pos_logit": d_pos_logit}
+    in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
 
 
 def main() -> int:

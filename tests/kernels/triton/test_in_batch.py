@@ -47,9 +47,9 @@ def calls(monkeypatch):
     def note(name):
         function = getattr(in_batch, name)
 
-        def noted(*arguments):
+        def noted(*arguments, **keywords):
             names.append(name)
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         monkeypatch.setattr(in_batch, name, noted)
 
@@ -160,9 +160,8 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
         total = in_batch.forward(*single(r, c), None, matrix)
         without = total[rows == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
-        grad, _, _ = in_batch.backward(
-            torch.ones(20).double(), total, *single(r, c), None, matrix, (True, False, False)
-        )
+        asked = {"d_stat": torch.ones(20).double(), "stat": total, "needs": (True, False, False)}
+        grad, _, _ = in_batch.backward(*single(r, c), None, matrix, **asked)
         assert (grad[rows == 0] == 0).all()
         assert (grad[rows == 1].abs().sum(1) > 0).all()
 
@@ -243,7 +242,9 @@ def test_nan_makes_every_loss_nan():
 )
 def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
     right = in_batch.backward
-    monkeypatch.setattr(in_batch, "backward", lambda *a: (change(right(*a)[0]), None, None))
+    monkeypatch.setattr(
+        in_batch, "backward", lambda *a, **k: (change(right(*a, **k)[0]), None, None)
+    )
     r, _ = problem(20, None)
     matrix = Problem(CRITERIA["exp"], Mask((0,)), True)
     with pytest.raises(AssertionError):
@@ -289,8 +290,9 @@ def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37, dtype
     narrow += single(bias)
     total = in_batch.forward(*narrow, matrix)
     d_pos_logit = None if matrix.positives is None else 0.02 * grad.flip(0)
-    found = in_batch.backward(grad, total, *narrow, matrix, needs, d_pos_logit)
-    exact = eager.backward(grad, exact_total, *inputs, matrix, needs, d_pos_logit)
+    asked = {"d_stat": grad, "needs": needs, "d_pos_logit": d_pos_logit}
+    found = in_batch.backward(*narrow, matrix, stat=total, **asked)
+    exact = eager.backward(*inputs, matrix, stat=exact_total, **asked)
     for own, other, need in zip(found, exact, needs, strict=True):
         assert (own is not None) == need
         if own is not None:

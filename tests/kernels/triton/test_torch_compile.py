@@ -41,7 +41,9 @@ def test_no_graph_break_and_the_twins_numbers(name, monkeypatch):
     for module in (cosine_similarity, in_batch):
         backward = module.backward
         monkeypatch.setattr(
-            module, "backward", lambda *a, call=backward: calls.append(call) or call(*a)
+            module,
+            "backward",
+            lambda *a, call=backward, **k: calls.append(call) or call(*a, **k),
         )
 
     def call(*tensors):
