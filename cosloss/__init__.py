@@ -10,7 +10,7 @@ from cosloss.functional import (
     sigmoid_contrastive_loss,
     sup_con_loss,
 )
-from cosloss.kernels.eager.workspace import release_memory
+from cosloss.kernels.scratch import release_memory
 from cosloss.losses import (
     CosineEmbeddingLoss,
     CosineSimilarity,

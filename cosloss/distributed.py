@@ -1,4 +1,4 @@
-"""What the processes of a training run tell each other: rows, gathered without a gradient."""
+"""The exchange between the processes of a training run: rows, gathered without a gradient."""
 
 from dataclasses import dataclass
 
@@ -20,11 +20,11 @@ class Peers:
     """The processes of the default group, and how many items each has in this batch."""
 
     rank: int
-    items: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
 
     @property
     def world(self) -> int:
-        return len(self.items)
+        return len(self.batch_sizes)
 
     def gather(self, x: Tensor) -> Tensor:
         """Every process's rows, in the order of ranks: one collective.
@@ -32,18 +32,20 @@ class Peers:
         x has k rows per item, with the same k everywhere; batches need not be equal.
         """
         x = x.detach().contiguous()
-        per_item = x.shape[0] // self.items[self.rank]
-        largest = per_item * max(self.items)
+        per_item = x.shape[0] // self.batch_sizes[self.rank]
+        largest = per_item * max(self.batch_sizes)
         padded = torch.cat([x, x.new_zeros(largest - x.shape[0], *x.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in self.items]
+        parts = [torch.empty_like(padded) for _ in self.batch_sizes]
         _all_gather(parts, padded)
-        return torch.cat([part[: per_item * n] for part, n in zip(parts, self.items, strict=True)])
+        return torch.cat(
+            [part[: per_item * n] for part, n in zip(parts, self.batch_sizes, strict=True)]
+        )
 
     def item_ids(self, views: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """An id for each item of this process's rows, and of all rows, `views` rows per item."""
         start = 0
         parts = []
-        for n in self.items:
+        for n in self.batch_sizes:
             parts.append(torch.arange(start, start + n, device=device).repeat(views))
             start += n
         return parts[self.rank], torch.cat(parts)

@@ -41,7 +41,7 @@ def differentiates_itself(*tensors: Tensor | None) -> bool:
     return False
 
 
-def composed() -> bool:
+def autograd_composite() -> bool:
     """Whether a row-wise op gives way to the operations that its kernel consists of.
 
     - Under torch.compile and torch.export, where Inductor fuses them with their derivative.

@@ -6,7 +6,7 @@ from torch.autograd import Function, gradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from cosloss import functional
-from cosloss.ops import CosineSimilarity
+from cosloss.ops.cosine_similarity import CosineSimilarity
 from cosloss.testing import OPS, errors
 
 OP = next(op for op in OPS if op.name == "cosine_similarity")

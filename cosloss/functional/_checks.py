@@ -146,10 +146,8 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise ValueError(f"temperature must be positive; got {temperature}")
 
 
-def check_groups(ignore: Tensor | None, n: int) -> None:
-    """Raise unless ignore is None or holds one group id per item."""
-    if ignore is None:
-        return
+def check_groups(ignore: Tensor, n: int) -> None:
+    """Raise unless ignore holds one group id per item."""
     check_tensor(ignore=ignore)
     if ignore.shape != (n,) or ignore.is_floating_point():
         raise ValueError(
@@ -158,10 +156,8 @@ def check_groups(ignore: Tensor | None, n: int) -> None:
         )
 
 
-def check_weight(weight: Tensor | None, n: int) -> None:
-    """Raise unless weight is None or holds one number per item."""
-    if weight is None:
-        return
+def check_weight(weight: Tensor, n: int) -> None:
+    """Raise unless weight holds one number per item."""
     check_tensor(weight=weight)
     if weight.shape != (n,):
         raise ValueError(
@@ -187,9 +183,3 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     return loss
-
-
-def joined(z1: Tensor, z2: Tensor) -> Tensor:
-    """Both views as one (2N, D) tensor of their promoted dtype."""
-    dtype = torch.promote_types(z1.dtype, z2.dtype)
-    return torch.cat([z1.to(dtype), z2.to(dtype)])

@@ -16,15 +16,9 @@ from cosloss.functional._checks import (
 )
 from cosloss.functional.in_batch_cosine import in_batch_cosine_embedding_loss
 from cosloss.modes import autocast_dtype, readable, without_autocast
-from cosloss.ops import (
-    cosine_distance,
-)
-from cosloss.ops import (
-    cosine_similarity as row_wise,
-)
-from cosloss.ops import (
-    pairwise_cosine_similarity as pairwise,
-)
+from cosloss.ops.cosine_similarity import cosine_distance
+from cosloss.ops.cosine_similarity import cosine_similarity as row_wise
+from cosloss.ops.pairwise_cosine_similarity import pairwise_cosine_similarity as pairwise
 
 EMBEDDING_LOSS_EPS = 1e-8
 

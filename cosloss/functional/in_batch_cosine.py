@@ -4,20 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cosloss.functional._checks import (
-    check_groups,
-    check_margin,
-    check_negative_weight,
-    check_reduction,
-    check_views,
-    check_weight,
-    joined,
-)
-from cosloss.functional._in_batch import excluded, gathered_batch, loss_of_rows
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
+from cosloss.criteria import CosineEmbedding
+from cosloss.functional._checks import check_margin, check_negative_weight, check_views
+from cosloss.functional._in_batch import Options, item_mask, reduced_loss
 from cosloss.modes import differentiates_itself
-from cosloss.ops import unit_rows
-from cosloss.ops.gathered import Everyone
+from cosloss.problem import Mask, Problem
 
 
 def in_batch_cosine_embedding_loss(
@@ -68,52 +59,28 @@ def in_batch_cosine_embedding_loss(
 
     Source: torch.nn.functional.cosine_embedding_loss, over all pairs of a batch.
     """
-    check_reduction(reduction)
+    options = Options(reduction, ignore, weight, gather_distributed)
     check_margin(margin)
     check_negative_weight(negative_weight)
     check_views(z1, z2)
-    n = z1.shape[0]
-    check_groups(ignore, n)
-    check_weight(weight, n)
-    z = joined(z1, z2)
-    u = unit_rows(z)
-    everyone = None
-    if gather_distributed:
-        everyone = gathered_batch(u, None, ignore, views=2, reduction=reduction)
-    return loss_of_rows(
-        u,
-        None,
-        _distance(*u.view(2, n, -1).unbind()).repeat(2),
-        CosineEmbedding(margin, _negatives(n, ignore, everyone) / negative_weight),
-        excluded((0, n, -n), ignore, copies=2),
-        two_way=True,
-        dtype=z.dtype,
-        reduction=reduction,
-        weight=weight,
-        everyone=everyone,
-    )
+    options.check(z1.shape[0])
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    z1, z2 = z1.to(dtype), z2.to(dtype)
+    peers = options.peers(z1)
+    mask = item_mask(z1, 2, ignore, peers)
+    criterion = CosineEmbedding(margin, _negatives(z1.shape[0], mask) / negative_weight)
+    problem = Problem(criterion, mask, column_losses=True, self_similarity=True)
+    return reduced_loss((z1, z2, None), problem, options, temperature=1.0, peers=peers)
 
 
-def _distance(u1: Tensor, u2: Tensor) -> Tensor:
-    """1 - <u1, u2> of unit or zero rows, with a small relative error where it is small."""
-    # |u1 - u2|^2 / 2 is that for two unit rows; a zero row's square lacks its half
-    halves = sum((u.detach() == 0).all(1).to(u.dtype) / 2 for u in (u1, u2))
-    return (u1 - u2).square().sum(1) / 2 + halves
-
-
-def _negatives(n: int, ignore: Tensor | None, everyone: Everyone | None) -> int | Tensor:
+def _negatives(items: int, mask: Mask) -> int | Tensor:
     """Each row's number of negatives, at least 1."""
-    if everyone is not None:
-        if ignore is None:
-            return 2 * sum(everyone.peers.items) - 2
-        ids, sizes = everyone.groups.unique(return_counts=True)
-        same = sizes[torch.searchsorted(ids, everyone.own_groups)]
-        return (everyone.groups.shape[0] - same).clamp_min(1)
-    if ignore is None:
-        return max(2 * n - 2, 1)
-    if differentiates_itself(ignore):
-        same = (ignore == ignore[:, None]).sum(1)
+    if mask.groups is None:
+        return max(2 * items - 2, 1)
+    own, every = mask.groups
+    if differentiates_itself(own):
+        same = (own[:, None] == every).sum(1)
     else:
-        _, group, sizes = ignore.unique(return_inverse=True, return_counts=True)
-        same = sizes[group]
-    return (2 * (n - same)).clamp_min(1).repeat(2)
+        ids, sizes = every.unique(return_counts=True)
+        same = sizes[torch.searchsorted(ids, own)]
+    return (every.shape[0] - same).clamp_min(1)

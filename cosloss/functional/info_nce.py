@@ -4,25 +4,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import CrossEntropy
 from cosloss.functional._checks import (
     as_number,
     check_flags,
     check_floating,
-    check_groups,
     check_pairs,
-    check_reduction,
     check_temperature,
-    check_weight,
 )
-from cosloss.functional._in_batch import (
-    excluded,
-    largest_logit,
-    logit_pairs,
-    logit_rows,
-    loss_of_pairs,
-    loss_of_rows,
-)
-from cosloss.kernels.eager.cross_entropy import CrossEntropy
+from cosloss.functional._in_batch import Options, largest_logit, loss_of_pairs, reduced_loss
+from cosloss.problem import Mask, Problem
 
 
 def info_nce_loss(
@@ -78,44 +69,31 @@ def info_nce_loss(
     eq. 4; negatives: He et al., "Momentum Contrast", 2020, eq. 1; symmetric: Radford et al.,
     "Learning Transferable Visual Models From Natural Language Supervision", 2021, figure 3.
     """
-    check_reduction(reduction)
+    options = Options(reduction, ignore, weight, gather_distributed)
     check_pairs(query=query, key=key)
     check_temperature(temperature)
     check_flags(symmetric=symmetric)
     n = query.shape[0]
-    check_groups(ignore, n)
-    check_weight(weight, n)
-    loss = CrossEntropy(largest_logit(temperature))
+    options.check(n)
+    criterion = CrossEntropy(largest_logit(temperature))
     if negatives is not None:
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
-        temperature = as_number(temperature, torch.promote_types(query.dtype, key.dtype))
-        r, positive = logit_pairs(query, key, temperature)
-        return loss_of_rows(
-            r[:n],
-            logit_rows(negatives, temperature),
-            positive[:n],
-            loss,
-            excluded((), None, copies=1),
-            two_way=False,
-            dtype=torch.promote_types(query.dtype, key.dtype),
-            reduction=reduction,
-            weight=weight,
-        )
-    found = loss_of_pairs(
+        dtype = torch.promote_types(query.dtype, key.dtype)
+        rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
+        problem = Problem(criterion, Mask(), column_losses=False)
+        return reduced_loss(rows, problem, options, as_number(temperature, dtype))
+    loss = loss_of_pairs(
         query,
         key,
+        criterion,
+        options,
         temperature,
-        loss,
-        joined=False,
-        two_way=symmetric,
-        reduction=reduction,
-        ignore=ignore,
-        weight=weight,
-        gather_distributed=gather_distributed,
+        column_losses=symmetric,
+        self_similarity=False,
     )
     if symmetric and reduction == "none":
-        return found.view(2, n).mean(0)
-    return found / 2 if symmetric and reduction == "sum" else found
+        return loss.view(2, n).mean(0)
+    return loss / 2 if symmetric and reduction == "sum" else loss
 
 
 def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:

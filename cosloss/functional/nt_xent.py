@@ -3,16 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cosloss.functional._checks import (
-    check_flags,
-    check_groups,
-    check_reduction,
-    check_temperature,
-    check_views,
-    check_weight,
-)
-from cosloss.functional._in_batch import largest_logit, loss_of_pairs
-from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
+from cosloss.criteria import CrossEntropy, DecoupledCrossEntropy
+from cosloss.functional._checks import check_flags, check_temperature, check_views
+from cosloss.functional._in_batch import Options, largest_logit, loss_of_pairs
 
 
 def nt_xent_loss(
@@ -64,23 +57,18 @@ def nt_xent_loss(
     Source: Chen et al., "A Simple Framework for Contrastive Learning", 2020, Algorithm 1;
     decoupled: Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 6.
     """
-    check_reduction(reduction)
+    options = Options(reduction, ignore, weight, gather_distributed)
     check_views(z1, z2)
     check_temperature(temperature)
     check_flags(decoupled=decoupled)
-    n = z1.shape[0]
-    check_groups(ignore, n)
-    check_weight(weight, n)
-    loss = Contrast if decoupled else CrossEntropy
+    options.check(z1.shape[0])
+    criterion = DecoupledCrossEntropy if decoupled else CrossEntropy
     return loss_of_pairs(
         z1,
         z2,
+        criterion(largest_logit(temperature)),
+        options,
         temperature,
-        loss(largest_logit(temperature)),
-        joined=True,
-        two_way=True,
-        reduction=reduction,
-        ignore=ignore,
-        weight=weight,
-        gather_distributed=gather_distributed,
+        column_losses=True,
+        self_similarity=True,
     )

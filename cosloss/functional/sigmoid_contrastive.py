@@ -3,16 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cosloss.functional._checks import (
-    check_groups,
-    check_number,
-    check_reduction,
-    check_temperature,
-    check_views,
-    check_weight,
-)
-from cosloss.functional._in_batch import loss_of_pairs
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
+from cosloss.criteria import SigmoidContrast
+from cosloss.functional._checks import check_number, check_temperature, check_views
+from cosloss.functional._in_batch import Options, loss_of_pairs
 
 
 def sigmoid_contrastive_loss(
@@ -64,23 +57,18 @@ def sigmoid_contrastive_loss(
     Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, eq. 1, algorithm 1
     (whose t is 1 / temperature).
     """
-    check_reduction(reduction)
+    options = Options(reduction, ignore, weight, gather_distributed)
     check_views(z1, z2)
     check_temperature(temperature)
     check_number(bias=bias)
-    n = z1.shape[0]
-    check_groups(ignore, n)
-    check_weight(weight, n)
+    options.check(z1.shape[0])
     return loss_of_pairs(
         z1,
         z2,
-        temperature,
         SigmoidContrast(),
-        joined=False,
-        two_way=False,
-        reduction=reduction,
-        ignore=ignore,
-        weight=weight,
-        gather_distributed=gather_distributed,
-        bias=bias,
+        options,
+        temperature,
+        bias,
+        column_losses=False,
+        self_similarity=False,
     )

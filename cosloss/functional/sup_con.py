@@ -4,22 +4,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.criteria import DecoupledCrossEntropy
 from cosloss.functional._checks import (
     as_number,
     check_floating,
-    check_groups,
-    check_reduction,
     check_rows,
     check_temperature,
     check_tensor,
-    check_weight,
 )
-from cosloss.functional._in_batch import gathered_batch, largest_logit, logit_rows, loss_of_rows
-from cosloss.kernels.eager.cross_entropy import Contrast
-from cosloss.kernels.eager.tiles import Excluded, Positives
+from cosloss.functional._in_batch import Options, item_mask, largest_logit, reduced_loss
 from cosloss.modes import differentiates_itself, readable
 from cosloss.notices import warn_once
-from cosloss.ops.gathered import Everyone
+from cosloss.problem import ALL, Mask, PositiveMask, Problem
 
 
 def sup_con_loss(
@@ -69,7 +65,7 @@ def sup_con_loss(
 
     Source: Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2.
     """
-    check_reduction(reduction)
+    options = Options(reduction, ignore, weight, gather_distributed)
     check_floating(z=z)
     check_tensor(labels=labels)
     if z.ndim != 2 or z.shape[0] == 0 or labels.shape != z.shape[:1]:
@@ -79,38 +75,34 @@ def sup_con_loss(
         )
     check_rows(z=z)
     check_temperature(temperature)
-    check_weight(weight, z.shape[0])
-    check_groups(ignore, z.shape[0])
+    options.check(z.shape[0])
     if gather_distributed and ignore is not None:
         raise ValueError("gather_distributed takes no ignore in this loss: leave one of them out")
     temperature = as_number(temperature, z.dtype)
-    r = logit_rows(z, temperature)
-    everyone = None
-    if gather_distributed:
-        everyone = gathered_batch(
-            r, None, None, views=1, reduction=reduction, temperature=temperature
-        )
-    if everyone is not None:
-        return _across_processes(r, labels, temperature, reduction, weight, everyone).to(z.dtype)
-    siblings, count, classes = _class_sums(r, labels)
-    _warn_without_positives(count)
-    at_least_one = count.clamp_min(1)
-    has_positive = (count > 0).to(r.dtype)
-    share = has_positive if weight is None else has_positive * weight
+    peers, own = options.peers(z, temperature=temperature), ALL
+    if peers is not None:
+        first = sum(peers.batch_sizes[: peers.rank])
+        labels, own = peers.gather(labels), slice(first, first + z.shape[0])
+    classes, count = _classes(z, labels)
+    if readable(count) and not count.any():
+        warn_once("no two labels of the batch are equal: without positives SupCon's loss is 0")
+    has_positive = (count > 0).to(torch.promote_types(z.dtype, torch.float32))
+    share = has_positive[own] if weight is None else has_positive[own] * weight
     if reduction == "mean":
         share = share / has_positive.sum().clamp_min(1)
-    return loss_of_rows(
-        r,
-        None,
-        (r * siblings).sum(1) / at_least_one,
-        Contrast(largest_logit(temperature)),
-        _excluded(classes, ignore),
-        two_way=True,
-        dtype=z.dtype,
-        reduction="none" if reduction == "none" else "sum",
-        weight=share,
-        positives=Positives(classes, classes, at_least_one),
+        options = options._replace(reduction="sum")
+    mask = item_mask(z, 1, None, peers)
+    if ignore is not None:  # a group's rows of one class are positives
+        mask = Mask((0,), groups=(ignore, ignore), classes=(classes, classes))
+    problem = Problem(
+        DecoupledCrossEntropy(largest_logit(temperature)),
+        mask,
+        column_losses=True,
+        self_similarity=True,
+        positives=PositiveMask(classes[own], classes, count[own].clamp_min(1)),
     )
+    rows = z, None, None
+    return reduced_loss(rows, problem, options._replace(weight=share), temperature, peers=peers)
 
 
 def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
@@ -124,60 +116,10 @@ def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
         return (labels.unique(return_counts=True)[1] == 1).sum()
 
 
-def _excluded(classes: Tensor, ignore: Tensor | None) -> Excluded:
-    """Every row itself, and the pairs of one group whose classes differ."""
-    if ignore is None:
-        return Excluded((0,))
-    return Excluded((0,), groups=(ignore, ignore), classes=(classes, classes))
-
-
-def _across_processes(
-    r: Tensor,
-    labels: Tensor,
-    temperature: float | Tensor,
-    reduction: str,
-    weight: Tensor | None,
-    everyone: Everyone,
-) -> Tensor:
-    """The joined batch's loss."""
-    peers = everyone.peers
-    all_labels = peers.gather(labels)
-    first = sum(peers.items[: peers.rank])
-    own = slice(first, first + r.shape[0])
-    rows = everyone.rows.to(r.dtype)
-    siblings, count, classes = _class_sums(rows, all_labels)
-    _warn_without_positives(count)
-    at_least_one = count[own].clamp_min(1)
-    has_positive = (count > 0).to(r.dtype)
-    share = has_positive[own] if weight is None else has_positive[own] * weight
-    if reduction == "mean":
-        share = share / has_positive.sum().clamp_min(1)
-    return loss_of_rows(
-        r,
-        None,
-        (rows[own] * siblings[own]).sum(1) / at_least_one,
-        Contrast(largest_logit(temperature)),
-        Excluded((0,)),
-        two_way=True,
-        dtype=r.dtype,
-        reduction="sum",
-        weight=share,
-        positives=Positives(classes[own], classes, at_least_one),
-        everyone=everyone,
-    )
-
-
-def _warn_without_positives(count: Tensor) -> None:
-    if readable(count) and not count.any():
-        warn_once("no two labels of the batch are equal: without positives SupCon's loss is 0")
-
-
-def _class_sums(r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row the sum of its class's other rows, (N, D), their number, and the class's id."""
-    if differentiates_itself(r, labels):
-        # without indices that depend on the labels' values, at the cost of an (N, N) mask
-        same = (labels == labels[:, None]).to(r.dtype)
-        return same @ r - r, same.sum(1) - 1, labels
-    _, group, sizes = labels.unique(return_inverse=True, return_counts=True)
-    sums = r.new_zeros(sizes.shape[0], r.shape[1]).index_add(0, group, r)
-    return sums.index_select(0, group) - r, sizes[group].to(r.dtype) - 1, group
+def _classes(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """An id for each row's class, and the number of the class's other rows."""
+    if differentiates_itself(z, labels):
+        # not numbered from 0: that would take indices that depend on the labels' values
+        return labels, (labels == labels[:, None]).sum(1) - 1
+    _, ids, sizes = labels.unique(return_inverse=True, return_counts=True)
+    return ids, sizes[ids] - 1

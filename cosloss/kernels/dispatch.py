@@ -6,7 +6,7 @@ CPU tensors too, in its interpreter (TRITON_INTERPRET=1).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -20,6 +20,7 @@ from cosloss.kernels import eager, native
 from cosloss.kernels.native import library
 
 BACKENDS = ("eager", "native", "triton")
+NARROW_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_GPU = (8, 0)  # NVIDIA's compute capability from which Triton has bfloat16 products
 
 _forced = os.environ.get("COSLOSS_BACKEND")
@@ -49,29 +50,35 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     return _triton() if plain and wants_triton(*given) else eager
 
 
-def in_batch(*tensors: Tensor | None) -> ModuleType:
-    """The engine of the in-batch losses for these tensors."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if given[0].dtype in (torch.float32, torch.bfloat16) and wants_native(*given):
-        return native.in_batch
-    return backend(*given).in_batch
+def in_batch(*rows: Tensor | None) -> ModuleType:
+    """The backend of an in-batch loss of these plain embeddings: its `unit_rows` and `in_batch`."""
+    given = [x for x in rows if x is not None]
+    if wants_native(*given, dtypes=NARROW_OR_SINGLE):
+        return native
+    return _triton() if wants_triton(*given) and modes.plain(given) else eager
 
 
-def unit_rows(*tensors: Tensor) -> ModuleType | None:
-    """The kernels that scale rows to one length for these tensors, or None where eager's do."""
-    if all(tensor.dtype == torch.float32 for tensor in tensors) and wants_native(*tensors):
-        return native.unit_rows
-    return _triton().unit_rows if wants_triton(*tensors) and modes.plain(tensors) else None
+def product_dtype(rows: Tensor) -> torch.dtype:
+    """The dtype of the matrix products of an in-batch loss of rows like these."""
+    autocast, dtype = modes.autocast_dtype(rows), rows.dtype
+    if autocast is not None and dtype != torch.float64:  # which torch.autocast leaves alone
+        dtype = autocast
+        if dtype == torch.bfloat16:
+            return dtype
+    if dtype in (torch.bfloat16, torch.float16) and wants_triton(rows):
+        return dtype  # its logits and gradients are in float32 all the same
+    # not float16 elsewhere: it holds neither exp(40) nor a gradient of 1e-8
+    return torch.promote_types(rows.dtype, torch.float32)
 
 
-def wants_native(*tensors: Tensor) -> bool:
-    """Whether the compiled kernels compute these: plain tensors in a CPU's memory."""
+def wants_native(*tensors: Tensor, dtypes: Collection[torch.dtype] = library.DTYPES) -> bool:
+    """Whether the compiled kernels compute these: plain tensors of such dtypes on a CPU."""
     if _forced == "native" and library.loaded() is None:
         raise RuntimeError(f"backend native: {library.absence()}")
     return (
         _forced in (None, "native")
         and library.loaded() is not None
-        and modes.in_memory(tensors, library.DTYPES)
+        and modes.in_memory(tensors, dtypes)
     )
 
 
@@ -79,7 +86,7 @@ def wants_triton(*tensors: Tensor) -> bool:
     """Whether Triton is the backend for plain tensors like these."""
     if _forced is None:
         device = tensors[0].device
-        # what compiles for a GPU has Triton
+        # torch.compile itself needs Triton on a GPU
         compiling = torch.compiler.is_compiling()
         usable = device.type == "cuda" and (compiling or _runs_triton(device))
     elif _forced in BACKENDS:

@@ -1,15 +1,15 @@
-"""What the loss modules share: hyperparameters, and scalars that may be learnt."""
+"""The base of the loss modules: hyperparameters, and scalars that may be learnt."""
 
 import math
 from collections.abc import Callable
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from cosloss import reference
+from cosloss import functional, reference
 from cosloss.functional._checks import check_flags, check_reduction, check_temperature
 from cosloss.modes import PLAIN
 
@@ -44,12 +44,30 @@ class Loss(nn.Module):
         )
 
 
+class Options(TypedDict, total=False):
+    """The keywords of every contrastive module, False or None unless told otherwise.
+
+    learnable_temperature: learn the logarithm of the temperature.
+    gather_distributed: take negatives from all processes.
+    scalar_parameters: give learnt scalars shape () and not (1,); True by default.
+    device, dtype: of learnt scalars.
+    """
+
+    learnable_temperature: bool
+    gather_distributed: bool
+    scalar_parameters: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 class ContrastiveLoss(Loss):
     """Abstract: an in-batch loss with a temperature, fixed or learnable through its logarithm.
 
     A learnable scalar is a parameter of shape (), or (1,) with `scalar_parameters=False`, as FSDP2
     wants it; a state dict of either shape is loaded. `loss.temperature = number` sets a fixed
     temperature or goes on from there with a learnable one; so does `loss.log_temperature = number`.
+
+    Keywords of every such loss, besides its own: see `Options`.
     """
 
     log_temperature: Any  # a parameter, or the logarithm of the fixed temperature
@@ -59,11 +77,11 @@ class ContrastiveLoss(Loss):
         temperature: float,
         reduction: str,
         *,
-        learnable_temperature: bool,
-        gather_distributed: bool,
-        scalar_parameters: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        learnable_temperature: bool = False,
+        gather_distributed: bool = False,
+        scalar_parameters: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_reduction(reduction)
@@ -84,6 +102,21 @@ class ContrastiveLoss(Loss):
         if learnable_temperature:
             self._learn("log_temperature", temperature=checked_number("temperature", temperature))
         self.temperature = temperature
+
+    def forward(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        *,
+        ignore: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        return self._loss(z1, z2, ignore=ignore, weight=weight)
+
+    def _loss(self, *given: Tensor, **options: Tensor | None) -> Tensor:
+        function: Callable[..., Tensor] = getattr(functional, self.function)
+        gather = self.gather_distributed
+        return function(*given, **self._arguments(), **options, gather_distributed=gather)
 
     @property
     def temperature(self) -> float | Tensor:

@@ -1,14 +1,13 @@
 """Modules of the in-batch contrastive losses."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from cosloss import functional, reference
 from cosloss.functional._checks import check_flags
-from cosloss.losses._base import ContrastiveLoss, checked_number
+from cosloss.losses._base import ContrastiveLoss, Options, checked_number
 from cosloss.modes import differentiates_itself
 
 
@@ -30,40 +29,11 @@ class NTXentLoss(ContrastiveLoss):
         reduction: str = "mean",
         *,
         decoupled: bool = False,
-        learnable_temperature: bool = False,
-        gather_distributed: bool = False,
-        scalar_parameters: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            temperature,
-            reduction,
-            learnable_temperature=learnable_temperature,
-            gather_distributed=gather_distributed,
-            scalar_parameters=scalar_parameters,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(temperature, reduction, **options)
         check_flags(decoupled=decoupled)
         self.decoupled = decoupled
-
-    def forward(
-        self,
-        z1: Tensor,
-        z2: Tensor,
-        *,
-        ignore: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        return functional.nt_xent_loss(
-            z1,
-            z2,
-            **self._arguments(),
-            ignore=ignore,
-            weight=weight,
-            gather_distributed=self.gather_distributed,
-        )
 
 
 class InfoNCELoss(ContrastiveLoss):
@@ -84,21 +54,9 @@ class InfoNCELoss(ContrastiveLoss):
         reduction: str = "mean",
         *,
         symmetric: bool = False,
-        learnable_temperature: bool = False,
-        gather_distributed: bool = False,
-        scalar_parameters: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            temperature,
-            reduction,
-            learnable_temperature=learnable_temperature,
-            gather_distributed=gather_distributed,
-            scalar_parameters=scalar_parameters,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(temperature, reduction, **options)
         check_flags(symmetric=symmetric)
         self.symmetric = symmetric
 
@@ -111,15 +69,7 @@ class InfoNCELoss(ContrastiveLoss):
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        return functional.info_nce_loss(
-            query,
-            key,
-            negatives=negatives,
-            **self._arguments(),
-            ignore=ignore,
-            weight=weight,
-            gather_distributed=self.gather_distributed,
-        )
+        return self._loss(query, key, negatives=negatives, ignore=ignore, weight=weight)
 
     def reference(self) -> Callable[..., Tensor]:
         """This module's twin in plain autograd torch operations, on one process."""
@@ -156,22 +106,9 @@ class SupConLoss(ContrastiveLoss):
         self,
         temperature: float = 0.1,
         reduction: str = "mean",
-        *,
-        learnable_temperature: bool = False,
-        gather_distributed: bool = False,
-        scalar_parameters: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            temperature,
-            reduction,
-            learnable_temperature=learnable_temperature,
-            gather_distributed=gather_distributed,
-            scalar_parameters=scalar_parameters,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(temperature, reduction, **options)
         self.rows_without_positive = None
 
     def forward(
@@ -182,14 +119,7 @@ class SupConLoss(ContrastiveLoss):
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        loss = functional.sup_con_loss(
-            z,
-            labels,
-            **self._arguments(),
-            ignore=ignore,
-            weight=weight,
-            gather_distributed=self.gather_distributed,
-        )
+        loss = self._loss(z, labels, ignore=ignore, weight=weight)
         if not differentiates_itself(labels):
             self.rows_without_positive = functional.rows_without_positive(labels)
         return loss
@@ -218,41 +148,13 @@ class SigmoidContrastiveLoss(ContrastiveLoss):
         bias: float = -10.0,
         reduction: str = "mean",
         *,
-        learnable_temperature: bool = True,
         learnable_bias: bool = True,
-        gather_distributed: bool = False,
-        scalar_parameters: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            temperature,
-            reduction,
-            learnable_temperature=learnable_temperature,
-            gather_distributed=gather_distributed,
-            scalar_parameters=scalar_parameters,
-            device=device,
-            dtype=dtype,
-        )
+        options.setdefault("learnable_temperature", True)
+        super().__init__(temperature, reduction, **options)
         check_flags(learnable_bias=learnable_bias)
         number = checked_number("bias", bias)
         if learnable_bias:
             self._learn("bias", bias=number)
         self.bias = number
-
-    def forward(
-        self,
-        z1: Tensor,
-        z2: Tensor,
-        *,
-        ignore: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        return functional.sigmoid_contrastive_loss(
-            z1,
-            z2,
-            **self._arguments(),
-            ignore=ignore,
-            weight=weight,
-            gather_distributed=self.gather_distributed,
-        )

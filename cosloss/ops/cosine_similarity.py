@@ -21,8 +21,8 @@ from torch.autograd import Function
 from cosloss.kernels import native
 from cosloss.kernels.dispatch import backend, wants_native
 from cosloss.kernels.eager import cosine_similarity as kernel
-from cosloss.modes import composed
-from cosloss.ops import opaque
+from cosloss.modes import autograd_composite
+from cosloss.ops import custom_ops
 
 
 class CosineSimilarity(Function):
@@ -96,9 +96,9 @@ def cosine_distance(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
 
 
 def _row_wise(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
-    if opaque.opaque(x1, x2):
-        return opaque.cosine_similarity(x1, x2, eps, distance)
-    if composed():
+    if custom_ops.suits(x1, x2):
+        return custom_ops.cosine_similarity(x1, x2, eps, distance)
+    if autograd_composite():
         return _every_case(x1, x2, eps, distance)
     if wants_native(x1, x2):
         return NativeCosineSimilarity.apply(x1, x2, eps, distance)

@@ -1,145 +1,119 @@
 """The in-batch op across processes, each of which owns its rows' gradient completely.
 
-With the gathered rows R', C' of all processes, a process computes the totals of its own rows
+With the gathered rows R', C' of all processes, a process computes the statistics of its own rows
 against C', and of its own columns against R' where columns have losses. What the gradient of its
-rows needs of the others is one coefficient a_j = w_j dl/dT_j and one total T_j per row, and where
-its positives are several the gradient on each: they are gathered once in the forward pass, and
+rows needs of the others is d_s_j and s_j of each row, and where its positives are several the
+gradient on each: they are gathered once in the forward pass, and
 
-    grad_R = sum over all columns of (a_i dT_i/dx_ij + b_j dT_j/dx_ij) c'_j
+    grad_R = sum over all columns of (d_s_i ds_i/dx_ij + d_s_j ds_j/dx_ij) c'_j
 
 is then local: nothing travels in the backward pass. The gradient is that of the joined batch's loss
 times the number of processes, which DDP's averaging takes back. It takes every process's gradient
-on the loss to be the same. Notation as in `cosloss.ops.in_batch`.
+on the loss to be the same. Notation as in `cosloss.ops.in_batch`; the problem's masks are those of
+the own rows (and own columns) with all.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from cosloss.distributed import Peers
-from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.tiles import Excluded
-from cosloss.kernels.eager.walk import Matrix
-from cosloss.modes import differentiates_itself, without_autocast
+from cosloss.kernels.stats import Gradients
+from cosloss.ops.operands import Operands, positives_of
+from cosloss.problem import Problem
 
-# what a row tells of itself, in this order; its pull only if positives are several
-COEFFICIENT, TOTAL, LOSS, PULL = range(4)
-
-
-@dataclass(frozen=True)
-class Everyone:
-    """All processes' rows and columns and the ids of their groups; columns None for the rows."""
-
-    peers: Peers
-    rows: Tensor
-    columns: Tensor | None
-    own_groups: Tensor
-    groups: Tensor
+NOT_PLAIN = "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
+NO_SECOND = "gather_distributed has no second derivative: use one process"
+# the numbers that a row sends, in this order; d_pos_logit only if positives are several
+D_STAT, STAT, LOSS, D_POS_LOGIT = range(4)
 
 
-class Gathered(Function):
-    """The joined batch's sum_i w_i l_i, the same number in every process."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        r: Tensor,
-        c: Tensor | None,
-        positive: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        matrix: Matrix,
-        everyone: Everyone,
-    ) -> Tensor:
-        own = replace(
-            matrix, excluded=Excluded(groups=(everyone.own_groups, everyone.groups)), two_way=False
-        )
-        others = everyone.rows if everyone.columns is None else everyone.columns
-        kernel = engine_for(r, c)
-        with without_autocast(r):
-            total = kernel.forward(r, others, bias, own)
-            if matrix.two_way and c is not None:
-                of_columns = kernel.forward(c, everyone.rows, bias, own)
-                total = torch.cat([total, of_columns])
-        loss = matrix.loss.rows(total, positive) * weight
-        per_total, per_positive = matrix.loss.row_slopes(total, positive)
-        each = [weight * per_total, total, loss]
-        pulls = matrix.pulls(weight * per_positive)
-        if pulls is not None:
-            each.append(pulls)
-        told = torch.stack([x.to(total.dtype) for x in each], 1)
-        # two rows of losses for an item, one of its row and one of its column, travel as columns
-        sides = 2 if matrix.two_way and c is not None else 1
-        heard = everyone.peers.gather(torch.cat(told.tensor_split(sides), 1))
-        ctx.matrix, ctx.everyone, ctx.sides = matrix, everyone, sides
-        ctx.save_for_backward(r, c, bias, weight * per_positive, told, heard)
-        return heard[:, LOSS :: len(each)].sum().to(r.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("gather_distributed has no second derivative: use one process")
-        _refuse_unless_plain(grads[0])
-        r, c, bias, per_positive, told, heard = ctx.saved_tensors
-        everyone = ctx.everyone
-        needs_r, needs_c, _, _, needs_bias, *_ = ctx.needs_input_grad
-        grad = grads[0] * everyone.peers.world
-        own_rows = told[: r.shape[0]]
-        grad_r = grad_c = grad_bias = None
-        kernel = engine_for(r, c)
-
-        def gradients(
-            rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
-        ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-            groups = everyone.own_groups, everyone.groups
-            excluded = Excluded(groups=groups[::-1] if needs[1] else groups)
-            matrix = replace(ctx.matrix, excluded=excluded, two_way=len(sides) == 2)
-            both = torch.cat(sides)
-            pulls = None if matrix.positives is None else grad * both[:, PULL]
-            return kernel.backward(
-                *(grad * both[:, COEFFICIENT], both[:, TOTAL]),
-                *(rows, columns, bias, matrix, needs, pulls),
-            )
-
-        with without_autocast(r):
-            if c is None:
-                grad_r, _, _ = gradients(
-                    r, everyone.rows, [own_rows, heard], (needs_r, False, False)
-                )
-            else:
-                two = ctx.sides == 2
-                own_columns = [told[r.shape[0] :]] if two else []
-                all_columns = [heard[:, 3:]] if two else []
-                if needs_r or needs_bias:
-                    grad_r, _, grad_bias = gradients(
-                        r, everyone.columns, [own_rows, *all_columns], (needs_r, False, needs_bias)
-                    )
-                if needs_c:
-                    _, grad_c, _ = gradients(
-                        everyone.rows, c, [heard[:, :3], *own_columns], (False, True, False)
-                    )
-        return grad_r, grad_c, (grad * per_positive).to(r.dtype), None, grad_bias, None, None
-
-
-def _refuse_unless_plain(*tensors: Tensor | None) -> None:
-    if differentiates_itself(*tensors):
-        raise RuntimeError(
-            "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
-        )
-
-
-def gathered(
-    r: Tensor,
-    c: Tensor | None,
-    positive: Tensor,
-    weight: Tensor,
+def forward(
+    engine: ModuleType,
+    operands: Operands,
     bias: Tensor | None,
-    matrix: Matrix,
-    everyone: Everyone,
-) -> Tensor:
-    """`Gathered`, where bias and two-way do not occur together."""
-    _refuse_unless_plain(r, c, positive, weight, bias, everyone.own_groups, *matrix.ids)
-    return Gathered.apply(r, c, positive, weight, bias, matrix, everyone)
+    weights: Tensor | float | None,
+    problem: Problem,
+    peers: Peers,
+) -> tuple[Tensor, ...]:
+    """The joined batch's sum_i w_i l_i, the same in every process, and what `backward` needs."""
+    assert weights is not None
+    r, c = operands.r, operands.c
+    everyone = peers.gather(r if c is None else torch.cat([r, c], 1))
+    all_r = everyone[:, : r.shape[1]]
+    all_c = all_r if c is None else everyone[:, r.shape[1] :]
+    one_way = replace(problem, column_losses=False)
+    stat = engine.forward(r, all_c, bias, one_way)
+    if problem.column_losses and c is not None:
+        stat = torch.cat([stat, engine.forward(c, all_r, bias, one_way)])
+    positive = positives_of(operands, all_r, bias, problem)
+    d_stat, d_positive = problem.criterion.loss_grad(stat, positive)
+    d_positive = weights * d_positive
+    sent = [weights * d_stat, stat, weights * problem.criterion.loss(stat, positive)]
+    d_pos_logit = problem.d_pos_logit(d_positive)
+    if d_pos_logit is not None:
+        sent.append(d_pos_logit)
+    own = torch.stack([x.to(stat.dtype) for x in sent], 1)
+    # an item's two losses, of its row and of its column, travel side by side
+    received = peers.gather(torch.cat(own.tensor_split(_losses_per_item(problem, c)), 1))
+    return received[:, LOSS :: len(sent)].sum(), everyone, d_positive, own, received
+
+
+def backward(
+    engine: ModuleType,
+    grad: Tensor,
+    operands: Operands,
+    bias: Tensor | None,
+    problem: Problem,
+    needs: tuple[bool, bool, bool],
+    found: Sequence[Tensor],
+) -> tuple[Gradients, Tensor]:
+    """The gradients on the own rows and columns, on bias, and on the positives.
+
+    grad: on the loss, times the number of processes. found: what `forward` returned after it.
+    """
+    everyone, d_positive, own, received = found
+    r, c = operands.r, operands.c
+    needs_r, needs_c, needs_bias = needs
+    n = r.shape[0]
+    all_r = everyone[:, : r.shape[1]]
+
+    def gradients(
+        rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
+    ) -> Gradients:
+        """The gradients of a matrix of own rows or own columns with everyone's, from both stats."""
+        mask = problem.mask.transposed() if needs[1] else problem.mask
+        here = replace(problem, mask=mask, column_losses=len(sides) == 2)
+        stats = torch.cat(sides)
+        d_pos_logit = None if problem.positives is None else grad * stats[:, D_POS_LOGIT]
+        return engine.backward(
+            rows,
+            columns,
+            bias,
+            here,
+            d_stat=grad * stats[:, D_STAT],
+            stat=stats[:, STAT],
+            needs=needs,
+            d_pos_logit=d_pos_logit,
+        )
+
+    grad_r = grad_c = grad_bias = None
+    if c is None:
+        grad_r, _, _ = gradients(r, all_r, [own, received], (needs_r, False, False))
+        return (grad_r, None, None), grad * d_positive
+    two = _losses_per_item(problem, c) == 2
+    if needs_r or needs_bias:
+        sides = [own[:n], received[:, 3:]] if two else [own]
+        all_c = everyone[:, r.shape[1] :]
+        grad_r, _, grad_bias = gradients(r, all_c, sides, (needs_r, False, needs_bias))
+    if needs_c:
+        sides = [received[:, :3], own[n:]] if two else [received]
+        _, grad_c, _ = gradients(all_r, c, sides, (False, True, False))
+    return (grad_r, grad_c, grad_bias), grad * d_positive
+
+
+def _losses_per_item(problem: Problem, c: Tensor | None) -> int:
+    return 2 if problem.column_losses and c is not None else 1

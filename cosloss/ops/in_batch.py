@@ -1,156 +1,254 @@
-"""The op of every in-batch loss: rows of a logit matrix, each with a positive, reduced or not.
+"""The op of every in-batch loss: normalisation, temperature, bias, a logit matrix, the reduction.
 
-With X = R C^T + b, T_i a total over row i's pairs (a sum of f(x_ij), or a logsumexp), p_i the
-positive's logit and weights w, the loss is L = sum_i w_i l(T_i, p_i). Then, with g on L,
+With X = R C^T + b (`cosloss.ops.operands`), a statistic s_i over row i's pairs, a sum of f(x_ij) or
+an lse, the positive's logit p_i and weights w, the loss is L = sum_i w_i l(s_i, p_i). With g on L,
 
-    a_i = g w_i dl/dT_i,    W_ij = a_i dT_i/dx_ij  (+ b_j dT_j/dx_ij where column j has a loss too),
-    grad_R = W C,    grad_C = W^T R,    grad_b = sum_ij W_ij,    grad_p_i = g w_i dl/dp_i.
+    d_s_i = g w_i dl/ds_i,    d_x_ij = d_s_i ds_i/dx_ij  (+ d_s_j ds_j/dx_ij, of column j's loss),
+    grad_R = d_x C,    grad_C = d_x^T R,    grad_b = sum_ij d_x_ij,    grad_p_i = g w_i dl/dp_i.
 
-Where C is R, X is symmetric, W_ij = W_ji carries both terms, and grad_R = W R: the tiles above the
-diagonal give the rest. Normalisation and temperature lie outside, in R = u / sqrt(temperature), so
-that the gradient on the temperature costs no pass over the matrix: it is sum_i <R_i, grad_R_i>.
-
-Where p_i is the mean of several logits of its row, W_ij has g w_i dl/dp_i / count_i more at those.
+Where C is R, X is symmetric, d_x_ij = d_x_ji carries both terms, and grad_R = d_x R: the tiles
+above the diagonal give the rest. Where p_i is the mean of several logits of its row, d_x_ij has
+g w_i dl/dp_i / count_i more at those.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cosloss.kernels.dispatch import in_batch as engine_for
-from cosloss.kernels.eager.totals import empty_total
-from cosloss.kernels.eager.walk import Matrix
+from cosloss.criteria import empty_lse
+from cosloss.distributed import Peers
+from cosloss.kernels import dispatch, eager
 from cosloss.modes import differentiates_itself, without_autocast
-from cosloss.ops.opaque import in_batch_totals, opaque
+from cosloss.ops import custom_ops, gathered
+from cosloss.ops.operands import Operands, Rows, input_grads, operands_of, positives_of, tile_needs
+from cosloss.problem import Problem
 
 
 def in_batch(
-    r: Tensor,
-    c: Tensor | None,
-    positive: Tensor,
-    weight: Tensor | float | None,
+    rows: Rows,
+    temperature: float | Tensor,
     bias: Tensor | None,
-    matrix: Matrix,
+    weights: Tensor | float | None,
+    problem: Problem,
+    peers: Peers | None = None,
 ) -> Tensor:
-    """sum_i w_i l_i for constant weights, or every l_i where weight is None.
+    """sum_i w_i l_i for constant weights, or every l_i where weights is None; at least float32.
 
-    positive: (N,), differentiable, also where it is the mean of the matrix's own positives.
+    Three routes part here and nowhere else: kernels that compute the gradient; the composition of
+    operations that torch differentiates; and that around a custom op, where Triton is compiled in.
     """
-    if matrix.positives is not None:
-        positive = positive.detach()  # the gradient through it is the matrix's
-    if opaque(r, c):
-        loss = matrix.loss.rows(*in_batch_totals(r, c, positive, bias, matrix))
-        return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
-    given = weight if isinstance(weight, Tensor) else None
-    if differentiates_itself(r, c, positive, given, bias, *matrix.ids):
-        return dense(r, c, positive, weight, bias, matrix)
-    return InBatch.apply(r, c, positive, weight, bias, matrix)
-
-
-def dense(
-    r: Tensor,
-    c: Tensor | None,
-    positive: Tensor,
-    weight: Tensor | float | None,
-    bias: Tensor | None,
-    matrix: Matrix,
-) -> Tensor:
-    """The loss with the whole matrix in memory, differentiable any number of times."""
-    with without_autocast(r):
-        columns = r if c is None else c
-        x = (r.to(matrix.dtype) @ columns.to(matrix.dtype).T).to(r.dtype)
-        if bias is not None:
-            x = x + bias
-        excluded = matrix.excluded.mask(x)
-        if matrix.positives is not None:
-            pairs = matrix.positives.mask() & ~excluded
-            positive = torch.where(pairs, x, 0).sum(1) / matrix.positives.count
-        x = x.masked_fill(excluded, empty_total(x.dtype))
-        total = matrix.loss.dense_total(x, 1)
-        if matrix.two_way and c is not None:
-            total = torch.cat([total, matrix.loss.dense_total(x, 0)])
-        loss = matrix.loss.rows(total, positive)
-        return loss if weight is None else (loss * weight).sum()
+    given: list[Any] = [temperature, bias, *rows]
+    tensors = [x for x in (*given, weights) if isinstance(x, Tensor)]
+    if not differentiates_itself(*tensors, *problem.ids):
+        if not torch.is_grad_enabled():  # a Function sees requires_grad alone
+            given = [x.detach() if isinstance(x, Tensor) else x for x in given]
+        return InBatch.apply(weights, problem, peers, *given)
+    if peers is not None:
+        raise RuntimeError(gathered.NOT_PLAIN)
+    by_triton = custom_ops.suits(*(x for x in rows if x is not None))
+    dtype = dispatch.product_dtype(rows[0])
+    return composition(rows, temperature, bias, weights, problem, dtype, by_triton)
 
 
 class InBatch(Function):
-    """The tiled loss; its second derivative is the dense formula's.
+    """The loss by a backend's kernels; its second derivative is the composition's.
 
-    A loss that is one number has its gradient computed with it, while its tiles are there; the
+    A loss that is one number has its gradient computed with it, where tiles are kept for that; the
     backward pass multiplies. Otherwise the tiles are computed again there.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        r: Tensor,
-        c: Tensor | None,
-        positive: Tensor,
-        weight: Tensor | float | None,
+        weights: Tensor | float | None,
+        problem: Problem,
+        peers: Peers | None,
+        temperature: float | Tensor,
         bias: Tensor | None,
-        matrix: Matrix,
+        *given: Any,
     ) -> Tensor:
-        needs_r, needs_c, _, _, needs_bias, _ = ctx.needs_input_grad
-        needs = (needs_r, needs_c, needs_bias)
-        engine = engine_for(r, c)
-        # Triton keeps no tiles, and so gains nothing from knowing early what is to be weighed
-        ctx.weighed = any(needs) and weight is not None and hasattr(engine, "forward_and_backward")
-        found: tuple[Tensor | None, ...]
-        with without_autocast(r):
-            if weight is not None and ctx.weighed:
-                total, grad_positive, (grad_r, grad_c, grad_bias) = engine.forward_and_backward(
-                    weight, positive, r, c, bias, matrix, needs
+        rows: Rows = given
+        kernels = dispatch.in_batch(*rows)
+        needs, dtype = ctx.needs_input_grad[3:], dispatch.product_dtype(rows[0])
+        ctx.grads_in_forward = (
+            weights is not None and peers is None and any(needs) and kernels.in_batch.KEEPS_TILES
+        )
+        found: Sequence[Tensor | None]
+        with without_autocast(rows[0]):
+            operands = operands_of(kernels.unit_rows, rows, temperature, problem, dtype)
+            if peers is not None:
+                loss, *found = gathered.forward(
+                    kernels.in_batch, operands, bias, weights, problem, peers
                 )
-                found = grad_r, grad_c, grad_positive.to(positive.dtype), grad_bias
             else:
-                total = engine.forward(r, c, bias, matrix)
-                found = (total,)
-        ctx.weight, ctx.matrix = weight, matrix
-        ctx.save_for_backward(r, c, positive, bias, *found)
-        loss = matrix.loss.rows(total, positive)
-        return (loss if weight is None else (loss * weight).sum()).to(r.dtype)
+                positive = positives_of(operands, None, bias, problem)
+                if weights is not None and ctx.grads_in_forward:
+                    needed = tile_needs(rows, problem, needs)
+                    stat, d_positive, gradients = kernels.in_batch.forward_backward(
+                        operands.r,
+                        operands.c,
+                        bias,
+                        problem,
+                        weights=weights,
+                        positive=positive,
+                        needs=needed,
+                    )
+                    found = input_grads(
+                        kernels.unit_rows,
+                        rows,
+                        temperature,
+                        problem,
+                        operands,
+                        gradients,
+                        d_positive,
+                        needs,
+                    )
+                else:
+                    stat = kernels.in_batch.forward(operands.r, operands.c, bias, problem)
+                    found = (stat,)
+                loss = problem.criterion.loss(stat, positive)
+                loss = loss if weights is None else (loss * weights).sum()
+        learnt = temperature if isinstance(temperature, Tensor) else None
+        ctx.temperature = None if learnt is not None else temperature
+        ctx.kernels, ctx.dtype = kernels, dtype
+        ctx.weights, ctx.problem, ctx.peers = weights, problem, peers
+        ctx.save_for_backward(learnt, bias, *rows, *found)
+        return loss.to(torch.promote_types(rows[0].dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or differentiates_itself(grads[0]):
-            return _dense_backward(ctx, grads[0])
-        r, c, positive, bias, *found = ctx.saved_tensors
-        needs_r, needs_c, needs_positive, _, needs_bias, _ = ctx.needs_input_grad
-        if ctx.weighed:
-            grad_r, grad_c, grad_positive, grad_bias = (
-                x if x is None else grads[0] * x for x in found
+        (grad,) = grads
+        learnt, bias, first, second, negatives, *found = ctx.saved_tensors
+        rows = first, second, negatives
+        temperature = ctx.temperature if learnt is None else learnt
+        if torch.is_grad_enabled() or differentiates_itself(grad):
+            if ctx.peers is not None:
+                twice = torch.is_grad_enabled()
+                raise RuntimeError(gathered.NO_SECOND if twice else gathered.NOT_PLAIN)
+            result = _composed_grads(ctx, grad, learnt, bias, rows)
+        elif ctx.grads_in_forward:
+            result = [x if x is None else grad * x for x in found]
+        else:
+            result = _tiled_grads(ctx, grad, temperature, bias, rows, found)
+        d_temperature, d_bias, *d_rows = result
+        narrow = (d if d is None else d.to(x.dtype) for d, x in zip(d_rows, rows, strict=True))
+        return None, None, None, d_temperature, d_bias, *narrow
+
+
+def composition(
+    rows: Rows,
+    temperature: float | Tensor,
+    bias: Tensor | None,
+    weights: Tensor | float | None,
+    problem: Problem,
+    dtype: torch.dtype,
+    by_triton: bool = False,
+) -> Tensor:
+    """The loss as operations that torch differentiates any number of times.
+
+    The whole matrix is in memory, or by_triton, its statistics are a custom op's.
+    """
+    with without_autocast(rows[0]):
+        # the custom op rounds its operands itself: their gradient is not to be rounded
+        wide = None if by_triton else dtype
+        operands = operands_of(eager.unit_rows, rows, temperature, problem, wide)
+        if by_triton:
+            pair = None
+            if problem.positives is None:
+                pair = positives_of(operands, None, bias, problem)
+            stat, positive = custom_ops.in_batch_stats(
+                operands.r, operands.c, bias, pair, problem, dtype
             )
-            return grad_r, grad_c, grad_positive if needs_positive else None, None, grad_bias, None
-        total = found[0]
-        grad = grads[0] if ctx.weight is None else grads[0] * ctx.weight
-        per_total, per_positive = ctx.matrix.loss.row_slopes(total, positive)
-        grad_positive = grad * per_positive
-        with without_autocast(r):
-            grad_r, grad_c, grad_bias = engine_for(r, c).backward(
-                grad * per_total,
-                total,
-                r,
-                c,
+        else:
+            stat, positive = _dense_stats(operands, bias, problem)
+        loss = problem.criterion.loss(stat, positive)
+        loss = loss if weights is None else (loss * weights).sum()
+        return loss.to(torch.promote_types(rows[0].dtype, torch.float32))
+
+
+def _dense_stats(
+    operands: Operands, bias: Tensor | None, problem: Problem
+) -> tuple[Tensor, Tensor]:
+    """Every loss's statistic and positive, from the whole matrix."""
+    r, c = operands.r, operands.c
+    x = r @ (r if c is None else c).T
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if bias is not None:
+        x = x + bias
+    mask = problem.mask.dense(x)
+    if problem.positives is None:
+        positive = positives_of(operands, None, bias, problem)
+    else:
+        pairs = problem.positives.tile() & ~mask
+        positive = torch.where(pairs, x, 0).sum(1) / problem.positives.count
+    x = x.masked_fill(mask, empty_lse(x.dtype))
+    stat = problem.criterion.dense_stat(x, 1)
+    if problem.column_losses and c is not None:
+        stat = torch.cat([stat, problem.criterion.dense_stat(x, 0)])
+    return stat, positive
+
+
+def _tiled_grads(
+    ctx: Any,
+    grad: Tensor,
+    temperature: float | Tensor,
+    bias: Tensor | None,
+    rows: Rows,
+    found: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """The gradients on temperature, bias and rows, from tiles that are computed again."""
+    kernels, problem, needs = ctx.kernels, ctx.problem, ctx.needs_input_grad[3:]
+    with without_autocast(rows[0]):
+        operands = operands_of(kernels.unit_rows, rows, temperature, problem, ctx.dtype)
+        needed = tile_needs(rows, problem, needs)
+        if ctx.peers is not None:
+            gradients, d_positive = gathered.backward(
+                kernels.in_batch, grad * ctx.peers.world, operands, bias, problem, needed, found
+            )
+        else:
+            (stat,) = found
+            d_loss = grad if ctx.weights is None else grad * ctx.weights
+            d_stat, d_positive = problem.criterion.loss_grad(
+                stat, positives_of(operands, None, bias, problem)
+            )
+            d_positive = d_loss * d_positive
+            gradients = kernels.in_batch.backward(
+                operands.r,
+                operands.c,
                 bias,
-                ctx.matrix,
-                (needs_r, needs_c, needs_bias),
-                ctx.matrix.pulls(grad_positive),
+                problem,
+                d_stat=d_loss * d_stat,
+                stat=stat,
+                needs=needed,
+                d_pos_logit=problem.d_pos_logit(d_positive),
             )
-        grad_positive = grad_positive.to(positive.dtype) if needs_positive else None
-        return grad_r, grad_c, grad_positive, None, grad_bias, None
+        return input_grads(
+            kernels.unit_rows, rows, temperature, problem, operands, gradients, d_positive, needs
+        )
 
 
-def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    r, c, positive, bias, *_ = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+def _composed_grads(
+    ctx: Any, grad: Tensor, learnt: Tensor | None, bias: Tensor | None, rows: Rows
+) -> list[Tensor | None]:
+    """The gradients on temperature, bias and rows, differentiable if they are to be."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # aliases, since one input may be a function of another: the positive's logit is one of r
-        inputs: list[Any] = [x if x is None else x.view_as(x) for x in (r, c, positive, bias)]
-        loss = dense(inputs[0], inputs[1], inputs[2], ctx.weight, inputs[3], ctx.matrix)
-    inputs.insert(3, None)
-    wanted = [x for x, need in zip(inputs, needs, strict=False) if need]
+        # aliases, since one input may be a function of another
+        inputs: list[Any] = [x if x is None else x.view_as(x) for x in (learnt, bias, *rows)]
+        temperature, bias, *aliased = inputs
+        temperature = ctx.temperature if learnt is None else temperature
+        loss = composition(
+            (aliased[0], aliased[1], aliased[2]),
+            temperature,
+            bias,
+            ctx.weights,
+            ctx.problem,
+            ctx.dtype,
+        )
+    needs = ctx.needs_input_grad[3:]
+    wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
     found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
-    return tuple(next(found) if need else None for need in needs)
+    return [next(found) if need else None for need in needs]

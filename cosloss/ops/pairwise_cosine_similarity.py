@@ -17,7 +17,7 @@ from torch.autograd import Function
 from cosloss.kernels import native
 from cosloss.kernels.dispatch import wants_native
 from cosloss.kernels.eager import pairwise_cosine_similarity as kernel
-from cosloss.modes import composed, without_autocast
+from cosloss.modes import autograd_composite, without_autocast
 
 
 class PairwiseCosineSimilarity(Function):
@@ -73,7 +73,7 @@ class NativePairwiseCosineSimilarity(Function):
 
 def pairwise_cosine_similarity(x1: Tensor, x2: Tensor | None, eps: float) -> Tensor:
     """The Function that suits x1 and x2, or what it consists of where torch differentiates that."""
-    if composed():
+    if autograd_composite():
         return kernel.forward(x1, x2, eps)
     if x1.ndim == 2 and wants_native(x1, x1 if x2 is None else x2):
         return NativePairwiseCosineSimilarity.apply(x1, x2, eps)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cosloss import nt_xent_loss, release_memory
-from cosloss.kernels.eager import workspace as module
-from cosloss.kernels.eager.workspace import Workspace
+from cosloss.kernels import scratch as module
+from cosloss.kernels.scratch import Workspace
 
 FLOAT = torch.empty(0)
 

@@ -5,7 +5,8 @@ import torch
 from torch.autograd import forward_ad
 
 from cosloss import functional, reference
-from cosloss.kernels.eager import in_batch, tiles, walk
+from cosloss.kernels import tiles
+from cosloss.kernels.eager import in_batch
 from cosloss.kernels.native import in_batch as native
 from cosloss.testing.contrastive import OPS
 
@@ -50,7 +51,7 @@ def gradients(loss, module, tensors, create_graph=False):
 def test_tiles_equal_the_twin(loss, side, temperature, kept_bytes, monkeypatch):
     monkeypatch.setattr(tiles, "LARGEST_SIDE", side)
     monkeypatch.setattr(tiles, "BAND", 4 * side)
-    monkeypatch.setattr(walk, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(tiles, "KEPT_BYTES", kept_bytes)
     tensors = leaves(rows=11, columns=5, temperature=temperature)
     ours, twin = gradients(loss, functional, tensors), gradients(loss, reference, tensors)
     # logits of up to 1 / temperature are exact to that times eps
@@ -163,7 +164,7 @@ def test_only_what_needs_a_gradient_gets_one(loss):
 
 def test_no_gradient_is_computed_where_none_is_asked_for(loss, monkeypatch):
     for engine in (in_batch, native):
-        monkeypatch.setattr(engine, "forward_and_backward", None)
+        monkeypatch.setattr(engine, "forward_backward", None)
     for dtype in (torch.float32, torch.float64):
         z1, z2, temperature = leaves(dtype=dtype)
         for given in ((z1, z2, temperature), (z1, z2, 0.3)):
@@ -172,18 +173,42 @@ def test_no_gradient_is_computed_where_none_is_asked_for(loss, monkeypatch):
             torch.testing.assert_close(value, loss(reference, *given).detach())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce", "queue", "sup_con", "sigmoid"])
+def test_one_function_is_all_that_learnable_scalars_go_through(name, reduction):
+    z1, z2, temperature = leaves(dtype=torch.float32)
+    bias = torch.tensor(-1.5, requires_grad=True)
+    value = {
+        "nt_xent": lambda: functional.nt_xent_loss(z1, z2, temperature, reduction),
+        "info_nce": lambda: functional.info_nce_loss(z1, z2, temperature, reduction=reduction),
+        "queue": lambda: functional.info_nce_loss(
+            z1, z2, temperature, torch.cat([z1, z2]).detach(), reduction=reduction
+        ),
+        "sup_con": lambda: functional.sup_con_loss(z1, LABELS[:5], temperature, "mean"),
+        "sigmoid": lambda: functional.sigmoid_contrastive_loss(
+            z1, z2, temperature, bias, reduction
+        ),
+    }[name]()
+    assert value.grad_fn.name() == "InBatchBackward"
+    inputs = {node.name() for node, _ in value.grad_fn.next_functions if node is not None}
+    assert inputs <= {
+        "torch::autograd::AccumulateGrad",
+        "ViewBackward0",
+    }  # a number is viewed as 0-d
+
+
 def _fails(monkeypatch, change):
-    backward, both = in_batch.backward, in_batch.forward_and_backward
+    backward, both = in_batch.backward, in_batch.forward_backward
 
     def wrong(grad_r, *others):
         return change(grad_r), *others
 
-    def wrong_both(*arguments):
-        total, grad_positive, found = both(*arguments)
+    def wrong_both(*arguments, **keywords):
+        total, grad_positive, found = both(*arguments, **keywords)
         return total, grad_positive, wrong(*found)
 
-    monkeypatch.setattr(in_batch, "backward", lambda *arguments: wrong(*backward(*arguments)))
-    monkeypatch.setattr(in_batch, "forward_and_backward", wrong_both)
+    monkeypatch.setattr(in_batch, "backward", lambda *a, **k: wrong(*backward(*a, **k)))
+    monkeypatch.setattr(in_batch, "forward_backward", wrong_both)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Kernels in plain torch operations: they run on every device and judge the other backends."""
 
-from cosloss.kernels.eager import cosine_similarity, in_batch
+from cosloss.kernels.eager import cosine_similarity, in_batch, unit_rows
 
-__all__ = ["cosine_similarity", "in_batch"]
+__all__ = ["cosine_similarity", "in_batch", "unit_rows"]

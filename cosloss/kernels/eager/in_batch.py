@@ -1,190 +1,136 @@
-"""The engine of the in-batch losses: totals of a logit matrix, and the gradient, tile by tile.
+"""The statistics of a logit matrix and the gradients through it, tile by tile in torch operations.
 
 Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
-(N, M); totals (N,) in float64, or (N + M,) where the columns have a loss of their own, rows first.
+(N, M), in R's dtype; statistics (N,) in float64, or (N + M,) where columns have losses of their
+own, rows first.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager.totals import Totals
-from cosloss.kernels.eager.walk import Matrix, Walk
+from cosloss.kernels import tiles
+from cosloss.kernels.eager.accumulators import ACCUMULATORS
+from cosloss.kernels.schedule import Needs, TileLoop, functions_of
+from cosloss.kernels.scratch import empty, workspace
+from cosloss.kernels.stats import Gradients, LossGrads
+from cosloss.problem import ALL, Problem
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
-    """The totals."""
-    walk = Walk(r, c, bias, matrix)
-    totals = matrix.new_totals(r, c)
-    for i, j, memory in walk:
-        totals.add(walk.logits(i, j, memory), i, j, keep=False)
-    totals.finish()
-    return totals.joined()
+KEEPS_TILES = True
 
 
-def forward_and_backward(
-    weight: Tensor | float,
-    positive: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    matrix: Matrix,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor, Gradients]:
-    """The totals, and the gradients of sum_i weight_i loss_i: on positive, and where needed.
+class EagerLoop(TileLoop):
+    """The tiles in their order, each in memory of its own if they are kept.
 
-    A tile is weighed once the slopes of its rows' and columns' losses are known: at once if the
-    loss is linear in its totals; after its band of rows if the columns have no loss; else after all
-    others, for which it is kept, or computed again if there are too many.
-    """
-    walk = Walk(r, c, bias, matrix)
-    totals = matrix.new_totals(r, c)
-    sums = _Sums(walk, matrix, totals, r, c, bias, needs)
-    if matrix.loss.linear:
-        total = totals.joined()
-        slopes, of_positive = matrix.loss.row_slopes(total, positive)
-        sums.take(totals.coefficients(weight * slopes, total, matrix.dtype))
-        for i, j, memory in walk:
-            totals.add(walk.logits(i, j, memory), i, j, keep=True)
-            sums.add(memory, i, j)
-        totals.finish()
-        return totals.joined(), weight * of_positive, sums.finish()
-    if matrix.two_way:
-        walk.keep_tiles()
-        for i, j, memory in walk:
-            totals.add(walk.logits(i, j, memory), i, j, keep=True)
-        totals.finish()
-        total = totals.joined()
-        slopes, of_positive = matrix.loss.row_slopes(total, positive)
-        grad_positive = weight * of_positive
-        coefficients = totals.coefficients(weight * slopes, total, matrix.dtype)
-        sums.take(coefficients, pulls=matrix.pulls(grad_positive))
-        sums.add_all()
-        return total, grad_positive, sums.finish()
-    weights = torch.as_tensor(weight, dtype=totals.rows.dtype, device=r.device).expand_as(positive)
-    of_positives = []
-    for band in walk.bands():
-        for i, j, memory in band:
-            totals.add(walk.logits(i, j, memory), i, j, keep=True)
-        rows = band[0][0]
-        totals.finish(rows)
-        slopes, of_positive = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
-        of_positives.append(of_positive)
-        sums.take(
-            totals.coefficients(weights[rows] * slopes, totals.rows[rows], matrix.dtype), rows
-        )
-        for i, j, memory in band:
-            sums.add(memory, i, j)
-    return totals.rows, weights * torch.cat(of_positives), sums.finish()
+    With column losses a tile becomes its d_logits W. Otherwise W = diag(d_rows) f', and the
+    products take f' as it is stashed:
 
-
-def backward(
-    grad: Tensor,
-    total: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    matrix: Matrix,
-    needs: tuple[bool, bool, bool],
-    pulls: Tensor | None = None,
-) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals.
-
-    pulls: like the totals, the gradient on the logit of each of a row's positives.
-    """
-    walk = Walk(r, c, bias, matrix)
-    totals = matrix.loss.totals(*matrix.split(total, r, c))
-    sums = _Sums(walk, matrix, totals, r, c, bias, needs)
-    sums.take(totals.coefficients(grad, total, matrix.dtype), pulls=pulls)
-    sums.add_all()
-    return sums.finish()
-
-
-class _Sums:
-    """The gradients on r, c and bias, summed up tile by tile.
-
-    With a loss of every column too, W_ij has a share of both: the tile becomes W. Otherwise
-    W_ij = a_i s_ij with s the tile's slopes, which the products take as they are:
-
-        grad_R = diag(a) (s C),    grad_C = s^T (diag(a) R).
+        grad_R = diag(d_rows) (f' C),    grad_C = f'^T (diag(d_rows) R).
     """
 
     def __init__(
         self,
-        walk: Walk,
-        matrix: Matrix,
-        totals: Totals,
         r: Tensor,
         c: Tensor | None,
         bias: Tensor | None,
-        needs: tuple[bool, bool, bool],
+        problem: Problem,
+        needs: Needs,
     ) -> None:
-        self._walk, self._totals = walk, totals
-        self._positives = matrix.positives
-        self._split = lambda per_loss: matrix.split(per_loss, r, c)
-        self._grad_r = torch.zeros_like(r) if needs[0] else None
-        self._grad_c = torch.zeros_like(c) if c is not None and needs[1] else None
-        self._grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
-        self._one_way = totals.columns is None
-        self._a, self._b = r.new_empty(r.shape[0]), totals.columns
-        self._pulls: tuple[Tensor, Tensor | None] | None = None
-        scales_r = self._one_way and self._grad_c is not None
-        self._factor = torch.empty_like(walk.r) if scales_r else walk.r
+        super().__init__(r, c, problem, r.dtype)
+        self.symmetric, self.bias = c is None, bias
+        self.r, self.c = r, r if c is None else c
+        n, m = self.r.shape[0], self.c.shape[0]
+        self._tiles = tiles.triangle(n, r.device) if self.symmetric else tiles.tiles(n, m, r.device)
+        self._accumulator = ACCUMULATORS[problem.criterion.kind](self.stats, problem.criterion)
+        self._kept: Tensor | None = None
+        self._scratch: Tensor | None = None
+        wide = torch.promote_types(r.dtype, torch.float32)
+        self.grad_r = torch.zeros_like(r, dtype=wide) if needs[0] else None
+        self.grad_c = torch.zeros_like(c, dtype=wide) if c is not None and needs[1] else None
+        self.grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
 
-    def take(
-        self, coefficients: Tensor, rows: slice = slice(None), pulls: Tensor | None = None
+    def keep_tiles(self) -> None:
+        self._kept = tiles.kept_tiles(sum(map(_elements, self._tiles)), self.r)
+
+    def bands(self) -> Iterator[slice]:
+        every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device)
+        largest = max(sum(map(_elements, band)) for band in every)
+        self._kept = workspace.scratch("band", (largest,), self.r)
+        for self._tiles in every:
+            yield self._tiles[0][0]
+
+    def run(
+        self, rows: slice = ALL, *, accumulate: bool = False, grads: LossGrads | None = None
     ) -> None:
-        """Know the coefficients of these rows; of all rows and columns, if columns have some."""
-        self._pulls = None if pulls is None else self._split(pulls.to(self._a.dtype))
-        a, b = self._split(coefficients.to(self._a.dtype))
-        if rows == slice(None):
-            self._a = a
-        else:
-            self._a[rows] = a
-        self._b = b
-        if self._factor is not self._walk.r:
-            self._factor[rows] = self._walk.r[rows] * a[:, None]
+        factor, first = self.r[rows], rows.start or 0
+        if grads is not None and grads.d_columns is None and self.grad_c is not None:
+            factor = (factor * grads.d_rows[:, None]).to(factor.dtype)
+        for i, j, tile in self._placed():
+            if accumulate or self._kept is None:
+                self._logits(tile, i, j)
+            if accumulate:
+                stash = grads is not None or self._kept is not None
+                self._accumulator.add(tile, i, j, stash)
+            elif self._kept is None:
+                self._accumulator.stash(tile)
+            if grads is not None:
+                self._add_gradients(tile, grads, factor, i, j, first)
+        if grads is not None and grads.d_columns is None and self.grad_r is not None:
+            self.grad_r[rows] *= grads.d_rows[:, None]
 
-    def add_all(self) -> None:
-        """Add every tile, as it was kept or computed again."""
-        for i, j, memory in self._walk:
-            if not self._walk.keeps:
-                self._totals.again(self._walk.logits(i, j, memory))
-            self.add(memory, i, j)
+    def gradients(self) -> Gradients:
+        return self.grad_r, self.grad_c, self.grad_bias
 
-    def add(self, kept: Tensor, i: slice, j: slice) -> None:
-        """Add what the tile [i, j] says, of which the totals kept what they need."""
-        walk, scratch = self._walk, self._walk.scratch(kept)
-        if self._b is None:
-            weight = self._totals.slopes(kept, i, out=scratch)
-        else:
-            weight = self._totals.weigh(kept, i, j, self._a, self._b, out=scratch)
-            self._pull(weight, kept, i, j)
-        if self._grad_r is not None:
-            _add_product(self._grad_r[i], weight, walk.c[j])
-            if walk.symmetric and i != j:
-                _add_product(self._grad_r[j], weight.T, walk.r[i])
-        if self._grad_c is not None:
-            _add_product(self._grad_c[j], weight.T, self._factor[i])
-        if self._grad_bias is not None:
-            of_rows = weight.sum(1, dtype=self._grad_bias.dtype)
-            self._grad_bias += (of_rows * self._a[i] if self._one_way else of_rows).sum()
+    def _placed(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """The tiles with their memory: one after the other, or all in the same."""
+        memory, start = self._kept, 0
+        if memory is None:
+            memory = empty((self._largest(),), self.r)
+        for i, j in self._tiles:
+            size = _elements((i, j))
+            yield i, j, memory[start : start + size].view(i.stop - i.start, j.stop - j.start)
+            start += 0 if self._kept is None else size
 
-    def _pull(self, weight: Tensor, kept: Tensor, i: slice, j: slice) -> None:
-        """Add to the weights of a tile those of its positives."""
-        if self._pulls is None or self._positives is None:
-            return
-        of_rows, of_columns = self._pulls
-        assert of_columns is not None
-        pairs = self._positives.mask(i, j) & self._totals.included(kept)
-        weight += torch.where(pairs, of_rows[i, None] + of_columns[j], 0)
+    def _logits(self, tile: Tensor, i: slice, j: slice) -> None:
+        torch.mm(self.r[i], self.c[j].T, out=tile)
+        if self.bias is not None:
+            tile += self.bias
+        self.problem.mask.fill(tile, i, j, -torch.inf)
 
-    def finish(self) -> Gradients:
-        """The gradients, once every tile was added."""
-        if self._one_way and self._grad_r is not None:
-            self._grad_r *= self._a[:, None]
-        return self._grad_r, self._grad_c, self._grad_bias
+    def _add_gradients(
+        self, stash: Tensor, grads: LossGrads, factor: Tensor, i: slice, j: slice, first: int
+    ) -> None:
+        """Add a tile's share; factor and grads begin with the row `first`."""
+        if self._scratch is None:
+            self._scratch = empty((self._largest(),), self.r)
+        scratch = self._scratch[: stash.numel()].view(stash.shape)
+        own = slice(i.start - first, i.stop - first)
+        d_logits = self._accumulator.d_logits(stash, grads, own, j, out=scratch)
+        if grads.d_row_pos is not None and self.problem.positives is not None:
+            assert grads.d_column_pos is not None
+            pairs = self.problem.positives.tile(i, j) & self._accumulator.included(stash)
+            d_logits += torch.where(pairs, grads.d_row_pos[own, None] + grads.d_column_pos[j], 0)
+        if self.grad_r is not None:
+            _add_product(self.grad_r[i], d_logits, self.c[j])
+            if self.symmetric and i != j:
+                _add_product(self.grad_r[j], d_logits.T, self.r[i])
+        if self.grad_c is not None:
+            _add_product(self.grad_c[j], d_logits.T, factor[own])
+        if self.grad_bias is not None:
+            sums = d_logits.sum(1, dtype=self.grad_bias.dtype)
+            self.grad_bias += (sums * grads.d_rows[own] if grads.d_columns is None else sums).sum()
+
+    def _largest(self) -> int:
+        return max(map(_elements, self._tiles), default=0)
+
+
+forward, forward_backward, backward = functions_of(EagerLoop)
+
+
+def _elements(tile: tiles.Tile) -> int:
+    i, j = tile
+    return (i.stop - i.start) * (j.stop - j.start)
 
 
 def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 
-#include "numbers.h"
 #include "rows.h"
 
 namespace {
@@ -62,7 +61,7 @@ bool forward(const T* x1, int64_t stride1, const T* x2, int64_t stride2, int64_t
     all_in_range = all_in_range && in_range(p.xx, x, d) && in_range(p.yy, y, d);
     const double norm1 = std::sqrt(p.xx), norm2 = std::sqrt(p.yy);
     const double clamped1 = norm1 <= eps ? eps : norm1, clamped2 = norm2 <= eps ? eps : norm2;
-    double s = p.xy;  // of a zero row: 0, or NaN
+    double s = p.xy;  // 0 for a zero row, or NaN
     if (p.xx != 0 && p.yy != 0) {
       // sqrt(xx xx) is xx: the similarity of a row with itself is exactly 1
       s /= norm1 > eps && norm2 > eps ? std::sqrt(p.xx * p.yy) : clamped1 * clamped2;

@@ -6,8 +6,8 @@ Shapes: x1, x2 (..., D); similarity (...); statistics (N, 3) in float64.
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager.memory import empty
 from cosloss.kernels.native.library import function
+from cosloss.kernels.scratch import empty
 
 
 def forward(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> tuple[Tensor, Tensor] | None:

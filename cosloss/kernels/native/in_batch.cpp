@@ -1,9 +1,19 @@
-// The engine of the in-batch losses: totals of a logit matrix, and the gradient, tile by tile.
+// The statistics of a logit matrix and the gradients through it, tile by tile.
 //
-// Rows R (n, d), columns C (m, d), logits X = R C^T + bias; in a symmetric matrix C is R, and the
-// tiles above the diagonal stand for those below. A thread takes a tile through all that is to be
-// done with it: logits, totals, weights W, and its share of grad_R = W C and grad_C = W^T R. What
-// it adds up does not depend on the number of threads.
+// Rows R (n, d), columns C (m, d), logits X = R C^T + bias. In a symmetric matrix C is R, and the
+// tiles above the diagonal stand for those below. A run does what its parameters ask for:
+//
+//     for each round of the schedule:
+//       for each tile [i, j] of the round, in parallel:
+//         if statistics are asked for, or no tiles are kept:  x = R[i] C[j]^T + bias, masked
+//         if statistics are asked for:  add f(x) to the rows' and columns'; stash f'(x)
+//         if gradients are asked for:
+//           d = d_logits of the stash, or of x
+//           grad_R[i] += d C[j]
+//           grad_C[j] += d^T R[i], which is grad_R[j] in a symmetric matrix
+//           grad_bias += sum of d
+//
+// No two tiles of a round add to the same sum: the bits do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -11,34 +21,31 @@
 #include <numeric>
 #include <vector>
 
-#include "operands.h"
-#include "products.h"
-#include "rounds.h"
-#include "row_sums.h"
+#include "criteria.h"
+#include "gemm.h"
+#include "params.h"
 #include "rows.h"
-#include "totals.h"
-#include "weights.h"
-#include "work.h"
+#include "tiles.h"
 
 namespace {
 
 template <typename Kind, typename Word>
-using KeptAs = typename Kind::template KeptAs<typename Scratch<Word>::Number>;
+using StashOf = typename Kind::template Stash<typename Scratch<Word>::Number>;
 
-void exclude(const Work& work, Part part, float* x, int64_t stride) {
-  for (int64_t k = 0; k < work.diagonals; k++) {
-    const int64_t ahead = work.first_row + part.i + work.offsets[k] - part.j;
+void mask_pairs(const InBatchParams& params, TileBounds part, float* x, int64_t stride) {
+  for (int64_t k = 0; k < params.diagonals; k++) {
+    const int64_t ahead = params.first_row + part.i + params.offsets[k] - part.j;
     const int64_t first = std::max<int64_t>(0, -ahead);
     const int64_t last = std::min(part.rows, part.columns - ahead);
     for (int64_t i = first; i < last; i++) x[i * stride + i + ahead] = -INFINITY;
   }
-  if (!work.row_groups) return;
-  const int64_t* groups = work.column_groups + part.j;
+  if (!params.row_groups) return;
+  const int64_t* groups = params.column_groups + part.j;
   for (int64_t i = 0; i < part.rows; i++) {
     float* row = x + i * stride;
-    const int64_t group = work.row_groups[part.i + i];
-    if (work.row_classes) {
-      const int64_t own = work.row_classes[part.i + i], *classes = work.column_classes + part.j;
+    const int64_t group = params.row_groups[part.i + i];
+    if (params.row_classes) {
+      const int64_t own = params.row_classes[part.i + i], *classes = params.column_classes + part.j;
 #pragma omp simd
       for (int64_t j = 0; j < part.columns; j++)
         row[j] = groups[j] == group && classes[j] != own ? -INFINITY : row[j];
@@ -50,137 +57,144 @@ void exclude(const Work& work, Part part, float* x, int64_t stride) {
 }
 
 template <typename Word>
-void logits(const Work& work, Part part, float* x, int64_t stride) {
-  const int64_t words = work.d / Scratch<Word>::PER_WORD;
-  multiply(static_cast<const Word*>(work.rows) + part.i * words, words, 1,
-           static_cast<const Word*>(work.across) + part.j * words, PANEL, words * PANEL, part.rows,
-           (part.columns + PANEL - 1) / PANEL * PANEL, words, false, x, stride);
-  if (work.bias) {
+void logits(const InBatchParams& params, TileBounds part, float* x, int64_t stride) {
+  const int64_t words = params.d / Scratch<Word>::PER_WORD;
+  gemm(static_cast<const Word*>(params.rows) + part.i * words, words, 1,
+       static_cast<const Word*>(params.packed_c) + part.j * words, PANEL, words * PANEL, part.rows,
+       (part.columns + PANEL - 1) / PANEL * PANEL, words, false, x, stride);
+  if (params.bias) {
     for (int64_t i = 0; i < part.rows; i++)
 #pragma omp simd
-      for (int64_t j = 0; j < part.columns; j++) x[i * stride + j] += *work.bias;
+      for (int64_t j = 0; j < part.columns; j++) x[i * stride + j] += *params.bias;
   }
-  exclude(work, part, x, stride);
+  mask_pairs(params, part, x, stride);
   for (int64_t i = 0; i < part.rows; i++) {
     float* row = x + i * stride;
-    std::fill(row + part.columns, row + filled_up(part.columns), -INFINITY);
+    std::fill(row + part.columns, row + round_up(part.columns), -INFINITY);
   }
 }
 
-// The share of a tile, whose weights are in scratch, in the gradients.
+// Add a tile's share to the gradients; its d_logits are in scratch.
 template <typename Word>
-void add_gradients(const Work& work, Part part, bool mirrored, Scratch<Word>& scratch) {
+void add_gradients(const InBatchParams& params, TileBounds part, bool symmetric,
+                   Scratch<Word>& scratch) {
   constexpr int64_t PER_WORD = Scratch<Word>::PER_WORD;
-  const int64_t d = work.d;
+  const int64_t d = params.d;
   auto words = [](int64_t numbers) { return (numbers + PER_WORD - 1) / PER_WORD; };
-  if (work.grad_r) {
-    multiply(scratch.weights(), scratch.weights_row(), 1,
-             static_cast<const Word*>(work.down_c) + words(part.j) * PANEL, PANEL,
-             words(work.m) * PANEL, part.rows, d, words(part.columns), true,
-             work.grad_r + part.sums * d, d);
+  if (params.grad_r) {
+    gemm(scratch.d_logits(), scratch.d_logits_stride(), 1,
+         static_cast<const Word*>(params.packed_rows_of_c) + words(part.j) * PANEL, PANEL,
+         words(params.m) * PANEL, part.rows, d, words(part.columns), true,
+         params.grad_r + part.sums * d, d);
   }
-  float* grad_c = mirrored ? work.grad_r : work.grad_c;
+  float* grad_c = symmetric ? params.grad_r : params.grad_c;
   if (grad_c) {
-    multiply(scratch.weights_down(), 1, scratch.stride,
-             static_cast<const Word*>(work.down_r) + words(part.i) * PANEL, PANEL,
-             words(work.n) * PANEL, part.columns, d, words(part.rows), true, grad_c + part.j * d,
-             d);
+    gemm(scratch.d_logits_t(), 1, scratch.stride,
+         static_cast<const Word*>(params.packed_rows_of_r) + words(part.i) * PANEL, PANEL,
+         words(params.n) * PANEL, part.columns, d, words(part.rows), true, grad_c + part.j * d, d);
   }
 }
 
-// Everything that is to be done with a tile; `kept` is its part of what is kept.
+// All work on one tile; `kept`: where its stash is kept, if it is.
 template <typename Kind, typename Word>
-void process(const Work& work, Part part, bool diagonal, KeptAs<Kind, Word>* kept,
-             int64_t kept_stride, double* bias_sum, Scratch<Word>& scratch) {
-  const bool adds = work.totals.rows, computes = adds || !kept;
+void run_tile(const InBatchParams& params, TileBounds part, bool diagonal,
+              StashOf<Kind, Word>* kept, int64_t kept_stride, double* bias_sum,
+              Scratch<Word>& scratch) {
+  const bool adds = params.stats.rows, computes = adds || !kept;
   float* const x = scratch.tile;
   const int64_t stride = scratch.stride;
-  if (computes) logits<Word>(work, part, x, stride);
-  auto add = [&](auto* left, int64_t left_stride) {
-    Kind::add(x, stride, part.rows, part.columns, work.margin,
-              work.totals.from(part.sums, part.j, !diagonal), left, left_stride);
+  if (computes) logits<Word>(params, part, x, stride);
+  auto add = [&](auto* stash, int64_t stash_stride) {
+    Kind::add(x, stride, part.rows, part.columns, params.margin,
+              params.stats.from(part.sums, part.j, !diagonal), stash, stash_stride);
   };
   if (adds && kept)
     add(kept, kept_stride);
   else if (adds)
     add(x, stride);
-  if (!work.coefficients.a) return;
-  const double sum = kept   ? weigh<Kind, false>(work, part, kept, kept_stride, scratch)
-                     : adds ? weigh<Kind, false>(work, part, x, stride, scratch)
-                            : weigh<Kind, true>(work, part, x, stride, scratch);
+  if (!params.loss_grads.d_rows) return;
+  const double sum = kept   ? d_logits_of<Kind, false>(params, part, kept, kept_stride, scratch)
+                     : adds ? d_logits_of<Kind, false>(params, part, x, stride, scratch)
+                            : d_logits_of<Kind, true>(params, part, x, stride, scratch);
   if (bias_sum) *bias_sum = sum;
-  add_gradients(work, part, work.symmetric && !diagonal, scratch);
+  add_gradients(params, part, params.symmetric && !diagonal, scratch);
 }
 
 template <typename Kind, typename Word>
-void go_over(const Work& given) {
-  const Cut cut(given.n, given.m, given.symmetric);
-  const Rounds rounds = cut.rounds;
-  const bool several = rounds.copies > 1;
-  RowSums sums(given, several ? rounds.copies : 0);
-  const Work work = several ? sums.work() : given;
-  std::vector<double> bias_sums(work.grad_bias ? rounds.all() : 0);
-#pragma omp parallel if (work.n * work.m > PARALLEL_ELEMENTS)
+void run(const InBatchParams& all) {
+  const InBatchParams given = all.from_first_row(all.d * sizeof(typename Scratch<Word>::Number));
+  const Tiling tiling(given.n, given.m, given.symmetric);
+  const TileSchedule schedule = tiling.schedule;
+  const bool several = schedule.splits > 1;
+  SplitSums sums(given, several ? schedule.splits : 0);
+  const InBatchParams params = several ? sums.params() : given;
+  std::vector<double> bias_sums(params.grad_bias ? schedule.all() : 0);
+#pragma omp parallel if (params.n * params.m > PARALLEL_ELEMENTS)
   {
-    Scratch<Word> scratch(cut.height, cut.width);
+    Scratch<Word> scratch(tiling.height, tiling.width);
     if (several) {
 #pragma omp for
-      for (int64_t i = 0; i < work.n; i++) sums.clear(i);
+      for (int64_t i = 0; i < params.n; i++) sums.clear(i);
     }
-    for (int64_t round = 0; round < rounds.count(); round++) {
-// so that most of a thread's next tile, and what it kept of it, is in its core's cache
+    for (int64_t round = 0; round < schedule.count(); round++) {
+// static: most of a thread's next tile, and of the stash it kept, is in its core's cache
 #pragma omp for schedule(static)
-      for (int64_t k = 0; k < rounds.tiles(round); k++) {
-        const Tile tile = rounds.tile(round, k);
-        if (tile.j >= rounds.columns) continue;
-        const int64_t place = rounds.place(tile), i = tile.i * cut.height;
-        const int64_t j = tile.j * cut.width, copy = tile.j % rounds.copies;
-        const Part part = {i, j, std::min(cut.height, work.n - i), std::min(cut.width, work.m - j),
-                           copy * work.n + i};
-        auto* kept = static_cast<KeptAs<Kind, Word>*>(work.kept);
-        process<Kind>(work, part, work.symmetric && i == j,
-                      kept ? kept + place * cut.height * cut.width : nullptr, cut.width,
-                      work.grad_bias ? &bias_sums[place] : nullptr, scratch);
+      for (int64_t k = 0; k < schedule.tiles(round); k++) {
+        const Tile tile = schedule.tile(round, k);
+        if (tile.j >= schedule.columns) continue;
+        const int64_t index = schedule.index(tile), i = tile.i * tiling.height;
+        const int64_t j = tile.j * tiling.width, split = tile.j % schedule.splits;
+        const TileBounds part = {i, j, std::min(tiling.height, params.n - i),
+                                 std::min(tiling.width, params.m - j), split * params.n + i};
+        auto* kept = static_cast<StashOf<Kind, Word>*>(params.kept);
+        run_tile<Kind>(params, part, params.symmetric && i == j,
+                       kept ? kept + index * tiling.height * tiling.width : nullptr, tiling.width,
+                       params.grad_bias ? &bias_sums[index] : nullptr, scratch);
       }
     }
     if (several) {
 #pragma omp for
-      for (int64_t i = 0; i < work.n; i++) sums.merge<Kind>(i);
+      for (int64_t i = 0; i < params.n; i++) sums.merge<Kind>(i);
     }
   }
-  if (work.grad_bias) *work.grad_bias += std::accumulate(bias_sums.begin(), bias_sums.end(), 0.0);
+  if (params.grad_bias)
+    *params.grad_bias += std::accumulate(bias_sums.begin(), bias_sums.end(), 0.0);
 }
 
 }  // namespace
 
-// How many numbers all tiles have.
+// The number of elements of all tiles.
 extern "C" int64_t in_batch_elements(int64_t n, int64_t m, int64_t symmetric) {
-  const Cut cut(n, m, symmetric);
-  return cut.rounds.all() * cut.height * cut.width;
+  const Tiling tiling(n, m, symmetric);
+  return tiling.schedule.all() * tiling.height * tiling.width;
 }
 
-extern "C" void in_batch_across(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
-  across(from, rows, words, to);
+extern "C" void in_batch_pack_b(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {
+  pack_b(from, rows, words, to);
 }
 
-extern "C" void in_batch_down_float32(const float* from, int64_t rows, int64_t d, float* to) {
-  down(from, rows, d, to);
+extern "C" void in_batch_pack_bt_float32(const float* from, int64_t rows, int64_t d, float* to) {
+  pack_bt(from, rows, d, to);
 }
 
-extern "C" void in_batch_down_bfloat16(const bfloat16* from, int64_t rows, int64_t d,
-                                       bfloat16* to) {
-  down(from, rows, d, to);
+extern "C" void in_batch_pack_bt_bfloat16(const bfloat16* from, int64_t rows, int64_t d,
+                                          bfloat16* to) {
+  pack_bt(from, rows, d, to);
 }
 
-#define IN_BATCH(WORD, NAME)                                                                     \
-  extern "C" void in_batch_exp_##NAME(const Work* work) {                                        \
-    go_over<Sums<Exponential>, WORD>(*work);                                                     \
-  }                                                                                              \
-  extern "C" void in_batch_softplus_##NAME(const Work* work) {                                   \
-    go_over<Sums<Softplus>, WORD>(*work);                                                        \
-  }                                                                                              \
-  extern "C" void in_batch_hinge_##NAME(const Work* work) { go_over<Sums<Hinge>, WORD>(*work); } \
-  extern "C" void in_batch_logsumexp_##NAME(const Work* work) { go_over<LogSumExp, WORD>(*work); }
+#define IN_BATCH(WORD, NAME)                                               \
+  extern "C" void in_batch_exp_##NAME(const InBatchParams* params) {       \
+    run<Sums<Exponential>, WORD>(*params);                                 \
+  }                                                                        \
+  extern "C" void in_batch_softplus_##NAME(const InBatchParams* params) {  \
+    run<Sums<Softplus>, WORD>(*params);                                    \
+  }                                                                        \
+  extern "C" void in_batch_hinge_##NAME(const InBatchParams* params) {     \
+    run<Sums<Hinge>, WORD>(*params);                                       \
+  }                                                                        \
+  extern "C" void in_batch_logsumexp_##NAME(const InBatchParams* params) { \
+    run<LogSumExp, WORD>(*params);                                         \
+  }
 
 IN_BATCH(float, float32)
 #ifdef __AVX512BF16__

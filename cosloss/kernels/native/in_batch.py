@@ -1,262 +1,167 @@
-"""The engine of the in-batch losses, compiled: a thread takes a tile through all its work at once.
+"""The statistics of a logit matrix and the gradients through it, by the compiled kernels.
 
-Shapes as in the eager engine, which has the same three functions: rows R (N, D); columns C (M, D),
-or None where they are the rows; totals (N,) in float64, or (N + M,), rows first.
+Shapes and functions as in `cosloss.kernels.eager.in_batch`: rows R (N, D); columns C (M, D), or
+None where they are the rows; statistics (N,) in float64, or (N + M,), rows first.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
-from ctypes import c_int64
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cosloss.kernels.eager import tiles, walk
-from cosloss.kernels.eager.in_batch import Gradients
-from cosloss.kernels.eager.totals import ShiftedLogSumExps, Totals, rounded
-from cosloss.kernels.eager.walk import Matrix
-from cosloss.kernels.eager.workspace import workspace
+from cosloss.kernels import tiles
 from cosloss.kernels.native import library
+from cosloss.kernels.schedule import Needs, TileLoop, functions_of
+from cosloss.kernels.scratch import workspace
+from cosloss.kernels.stats import Gradients, LossGrads
+from cosloss.problem import ALL, Problem
+
+KEEPS_TILES = True
+
+STATS = ("row_stats", "column_stats", "row_max", "column_max")
 
 
-def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
-    """The totals."""
-    totals = matrix.new_totals(r, c)
-    _Task(r, c, bias, matrix, totals).run(adds=True)
-    totals.finish()
-    return totals.joined()
-
-
-def forward_and_backward(
-    weight: Tensor | float,
-    positive: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    matrix: Matrix,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor, Gradients]:
-    """The totals, and the gradients of sum_i weight_i loss_i: on positive, and where needed."""
-    totals = matrix.new_totals(r, c)
-    task = _Task(r, c, bias, matrix, totals)
-    gradients = _Gradients(task, needs)
-    if matrix.loss.linear:
-        total = totals.joined()
-        slopes, of_positive = matrix.loss.row_slopes(total, positive)
-        gradients.take(weight * slopes, total)
-        task.run(adds=True, gradients=gradients)
-        return totals.joined(), weight * of_positive, gradients.finish()
-    if matrix.two_way:
-        task.keep_tiles()
-        task.run(adds=True)
-        totals.finish()
-        total = totals.joined()
-        slopes, of_positive = matrix.loss.row_slopes(total, positive)
-        grad_positive = weight * of_positive
-        gradients.take(weight * slopes, total, matrix.pulls(grad_positive))
-        task.run(gradients=gradients)
-        return total, grad_positive, gradients.finish()
-    weights = torch.as_tensor(weight, dtype=torch.float64, device=r.device).expand_as(positive)
-    of_positives = []
-    for rows in task.bands():
-        task.run(rows, adds=True)
-        totals.finish(rows)
-        slopes, of_positive = matrix.loss.row_slopes(totals.rows[rows], positive[rows])
-        of_positives.append(of_positive)
-        gradients.take(weights[rows] * slopes, totals.rows[rows])
-        task.run(rows, gradients=gradients)
-    return totals.rows, weights * torch.cat(of_positives), gradients.finish()
-
-
-def backward(
-    grad: Tensor,
-    total: Tensor,
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    matrix: Matrix,
-    needs: tuple[bool, bool, bool],
-    pulls: Tensor | None = None,
-) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals.
-
-    pulls: like the totals, the gradient on the logit of each of a row's positives.
-    """
-    totals = matrix.loss.totals(*matrix.split(total, r, c))
-    task = _Task(r, c, bias, matrix, totals)
-    gradients = _Gradients(task, needs)
-    gradients.take(grad, total, pulls)
-    task.run(gradients=gradients)
-    return gradients.finish()
-
-
-class _Task:
-    """One matrix's operands as the kernels take them, its totals, and the memory of its tiles."""
+class NativeLoop(TileLoop):
+    """The operands as the kernels take them; a thread takes a tile through all its work at once."""
 
     def __init__(
-        self, r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix, totals: Totals
+        self,
+        r: Tensor,
+        c: Tensor | None,
+        bias: Tensor | None,
+        problem: Problem,
+        needs: Needs,
     ) -> None:
-        self.symmetric, self.two_way, self.totals = c is None, matrix.two_way, totals
-        self.length = r.shape[1]
-        # where bfloat16 cannot be multiplied, its numbers are in float32
-        narrow = matrix.dtype == torch.bfloat16 and library.has("in_batch_exp", matrix.dtype)
-        self._dtype = torch.bfloat16 if narrow else torch.float32
-        self.r = self._operand(r, matrix.dtype)
-        self.c = self.r if c is None else self._operand(c, matrix.dtype)
-        self.bias = None if bias is None else bias.float()
-        self._ids = [*map(_ids, matrix.excluded.ids)]
-        positives = matrix.positives
-        self._classes = None
-        if positives is not None:  # ids of at most as many classes as rows
-            self._classes = [ids.int().contiguous() for ids in (positives.rows, positives.columns)]
-        offsets = matrix.excluded.offsets
-        self._offsets = (c_int64 * len(offsets))(*offsets)
-        self._packed: dict[str, Tensor] = {}
+        super().__init__(r, c, problem, torch.float32)
+        # a CPU without products of bfloat16 multiplies the same numbers in float32
+        narrow = r.dtype == torch.bfloat16 and library.has("in_batch_exp", r.dtype)
+        self._product_dtype = torch.bfloat16 if narrow else torch.float32
+        self.symmetric, self.length = c is None, r.shape[1]
+        self.r = self._operand(r)
+        self.c = self.r if c is None else self._operand(c)
+        self.grad_r = torch.zeros_like(self.r, dtype=torch.float32) if needs[0] else None
+        self.grad_c = None
+        if c is not None and needs[1]:
+            self.grad_c = torch.zeros_like(self.c, dtype=torch.float32)
+        bias = None if bias is None else bias.float()
+        self.grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        # a rounded logit would be a relative error of its d_logit
+        kind = problem.criterion.kind
+        self._stash = self.r.new_empty(
+            0, dtype=torch.float32 if kind == "logsumexp" else self._product_dtype
+        )
         self._kept: Tensor | None = None
-        # the logits that a logsumexp keeps do not bear rounding
-        kept = torch.float32 if totals.kind == "logsumexp" else self._dtype
-        self._memory = self.r.new_empty(0, dtype=kept)
-
-    def split(self, per_loss: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows' and the columns' part of a vector over the losses, of all or some rows."""
-        if self.symmetric:
-            return per_loss, per_loss
-        rows = self.r.shape[0]
-        return (per_loss[:rows], per_loss[rows:]) if self.two_way else (per_loss, None)
+        self._kernel = library.function(f"in_batch_{kind}", self._product_dtype)
+        diagonals = problem.mask.diagonals
+        self._params = library.in_batch_params()(  # fields that are not set are 0, or null
+            m=self.c.shape[0],
+            d=self.c.shape[1],
+            symmetric=self.symmetric,
+            diagonals=len(diagonals),
+            margin=problem.criterion.margin,
+        )
+        offsets = (ctypes.c_int64 * len(diagonals))(*diagonals)
+        self._params.offsets = ctypes.addressof(offsets)
+        self._held: dict[str, Any] = {"offsets": offsets}  # kept alive for the parameters
+        groups, classes = problem.mask.groups, problem.mask.classes
+        if groups is not None:
+            self._point_to_ids("row_groups", "column_groups", groups)
+        if classes is not None:
+            self._point_to_ids("row_classes", "column_classes", classes)
+        self._point(rows=self.r, bias=bias)
 
     def keep_tiles(self) -> None:
-        """Give every tile memory of its own, if all of them fit."""
-        self._kept = walk.kept_tiles(self._elements(self.r.shape[0]), self._memory)
+        self._kept = tiles.kept_tiles(self._elements(self.r.shape[0]), self._stash)
 
     def bands(self) -> Iterator[slice]:
-        """Rows whose tiles are kept together, until the next are."""
         every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device)
-        slices = [band[0][0] for band in every]
-        height = max(rows.stop - rows.start for rows in slices)
-        self._kept = workspace.scratch("band", (self._elements(height),), self._memory)
-        yield from slices
+        rows = [band[0][0] for band in every]
+        height = max(band.stop - band.start for band in rows)
+        self._kept = workspace.scratch("band", (self._elements(height),), self._stash)
+        yield from rows
 
     def run(
-        self,
-        rows: slice = slice(None),
-        *,
-        adds: bool = False,
-        gradients: "_Gradients | None" = None,
+        self, rows: slice = ALL, *, accumulate: bool = False, grads: LossGrads | None = None
     ) -> None:
-        """Go over these rows' tiles: add them to the totals, add their weights to the gradients.
-
-        A tile is computed if it is to be added, or was not kept.
-        """
         start, stop, _ = rows.indices(self.r.shape[0])
-        totals, (row_groups, column_groups, row_classes, column_classes) = self.totals, self._ids
-        columns, length = self.c.shape
-        work = library.in_batch_work()(  # and what is not set is 0, or nothing
-            rows=_at(self.r, start),
-            n=stop - start,
-            m=columns,
-            d=length,
-            symmetric=self.symmetric,
-            first_row=start,
-            diagonals=len(self._offsets),
-            offsets=ctypes.addressof(self._offsets),
-            row_groups=_at(row_groups, start),
-            column_groups=_at(column_groups),
-            row_classes=_at(row_classes, start),
-            column_classes=_at(column_classes),
-            bias=_at(self.bias),
-            margin=totals.margin,
-        )
-        if adds:
-            work.row_totals, work.column_totals = _at(totals.rows, start), _at(totals.columns)
-            if isinstance(totals, ShiftedLogSumExps):
-                work.row_largest = _at(totals.largest[0], start)
-                work.column_largest = _at(totals.largest[-1])
-        if adds or self._kept is None:
-            work.across = _at(self._columns("across", _across))
-        work.kept = _at(self._kept)
-        if gradients is not None:
-            down_c = self._columns("down", _down)
-            down_r = down_c if self.symmetric else _down(self.r[rows], "own rows")
-            work.down_r, work.down_c = _at(down_r), _at(down_c)
-            work.a, work.b, work.row_shift, work.column_shift = map(_at, gradients.coefficients)
-            if gradients.pulls is not None and self._classes is not None:
-                work.row_pull, work.column_pull = map(_at, gradients.pulls)
-                work.row_class, work.column_class = map(_at, self._classes)
-            work.grad_r, work.grad_c = _at(gradients.grad_r, start), _at(gradients.grad_c)
-            work.grad_bias = _at(gradients.grad_bias)
-        library.function(f"in_batch_{totals.kind}", self._dtype)(ctypes.byref(work))
+        self._params.first_row, self._params.n = start, stop - start
+        stats = self.stats
+        tensors: dict[str, Tensor | None] = dict.fromkeys(STATS)
+        if accumulate:
+            tensors = {
+                "row_stats": stats.rows,
+                "column_stats": stats.columns,
+                "row_max": stats.row_max,
+                "column_max": stats.column_max,
+            }
+        if (accumulate or self._kept is None) and "packed_c" not in self._held:
+            tensors["packed_c"] = _pack_columns(self.c)
+        if grads is not None:
+            self._point_to_gradients(grads, rows)
+        d_rows = None if grads is None else grads.d_rows
+        self._point(kept=self._kept, d_rows=d_rows, **tensors)
+        self._kernel(ctypes.byref(self._params))
 
-    def _operand(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradients(self) -> Gradients:
+        grad_r = None if self.grad_r is None else self.grad_r[:, : self.length]
+        grad_c = None if self.grad_c is None else self.grad_c[:, : self.length]
+        return grad_r, grad_c, self.grad_bias
+
+    def _point_to_gradients(self, grads: LossGrads, rows: slice) -> None:
+        """Give the kernel the gradient on these rows' statistics, and the sums to add to."""
+        packed_r = self._held.get("packed_rows_of_c")
+        if packed_r is None:
+            packed_r = _pack_rows(self.c, "columns")
+            sums = {"grad_r": self.grad_r, "grad_c": self.grad_c, "grad_bias": self.grad_bias}
+            self._point(packed_rows_of_c=packed_r, **sums)
+        if not self.symmetric:
+            packed_r = _pack_rows(self.r[rows], "rows")
+        self._point(packed_rows_of_r=packed_r, **grads._asdict())
+        positives = self.problem.positives
+        if positives is not None and grads.d_row_pos is not None:
+            # ids of at most as many classes as rows
+            row_class = positives.rows.int().contiguous()
+            self._point(row_class=row_class, column_class=positives.columns.int().contiguous())
+
+    def _point_to_ids(self, rows: str, columns: str, ids: tuple[Tensor, Tensor]) -> None:
+        row_ids, column_ids = ids
+        self._point(**{rows: row_ids.long().contiguous(), columns: column_ids.long().contiguous()})
+
+    def _point(self, **tensors: Tensor | None) -> None:
+        """Give the kernel the addresses of contiguous tensors, held until the next ones."""
+        for name, tensor in tensors.items():
+            setattr(self._params, name, None if tensor is None else tensor.data_ptr())
+        self._held |= tensors
+
+    def _operand(self, x: Tensor) -> Tensor:
+        """Rows in the products' dtype, filled up with zeros to whole panels."""
         missing = -x.shape[1] % library.in_batch_panel()
-        x = x.to(dtype).to(self._dtype)
+        x = x.to(self._product_dtype)
         return (pad(x, (0, missing)) if missing else x).contiguous()
 
-    def _columns(self, how: str, packed: Callable[[Tensor], Tensor]) -> Tensor:
-        if how not in self._packed:
-            self._packed[how] = packed(self.c)
-        return self._packed[how]
-
     def _elements(self, rows: int) -> int:
+        """The number of elements that these rows' tiles have."""
         return library.function("in_batch_elements")(rows, self.c.shape[0], self.symmetric)
 
 
-class _Gradients:
-    """The gradients on r, c and bias, summed up, from the coefficients of the rows at hand."""
-
-    def __init__(self, task: _Task, needs: tuple[bool, bool, bool]) -> None:
-        def zeros(like: Tensor | None, needed: bool) -> Tensor | None:
-            if like is None or not needed:
-                return None
-            return torch.zeros_like(like, dtype=torch.float32)
-
-        self._task = task
-        self.grad_r = zeros(task.r, needs[0])
-        self.grad_c = zeros(task.c, needs[1] and not task.symmetric)
-        self.grad_bias = zeros(task.bias, needs[2])
-        self.coefficients: tuple[Tensor | None, ...] = ()
-        self.pulls: tuple[Tensor | None, ...] | None = None
-
-    def take(self, grad: Tensor, total: Tensor, pulls: Tensor | None = None) -> None:
-        """Know the coefficients from the gradient on the totals: on all, or on some rows'."""
-        split, totals = self._task.split, self._task.totals
-        self.pulls = None if pulls is None else split(pulls.float())
-        of_losses = split(totals.coefficients(grad, total, torch.float32).float())
-        shifts: tuple[Tensor | None, Tensor | None] = (None, None)
-        if isinstance(totals, ShiftedLogSumExps):
-            shifts = split(rounded(total, torch.float32))
-        self.coefficients = *of_losses, *shifts
-
-    def finish(self) -> Gradients:
-        """The gradients, once every tile was added."""
-        length = self._task.length
-        grad_r, grad_c = (g if g is None else g[:, :length] for g in (self.grad_r, self.grad_c))
-        return grad_r, grad_c, self.grad_bias
+forward, forward_backward, backward = functions_of(NativeLoop)
 
 
-def _across(x: Tensor) -> Tensor:
-    """Rows in panels, each transposed, for products along the rows."""
-    rows = x.shape[0] + -x.shape[0] % library.in_batch_panel()
-    packed = workspace.scratch("across", (rows, x.shape[1]), x)
-    words = x.shape[1] * x.element_size() // 4
-    library.function("in_batch_across")(x.data_ptr(), x.shape[0], words, packed.data_ptr())
+def _pack_columns(c: Tensor) -> Tensor:
+    """C for logits: panels of its rows, each transposed."""
+    rows = c.shape[0] + -c.shape[0] % library.in_batch_panel()
+    packed = workspace.scratch("packed logits", (rows, c.shape[1]), c)
+    words = c.shape[1] * c.element_size() // 4
+    library.function("in_batch_pack_b")(c.data_ptr(), c.shape[0], words, packed.data_ptr())
     return packed
 
 
-def _down(x: Tensor, use: str = "down") -> Tensor:
-    """Rows for products along the columns: as many together as a word has numbers."""
+def _pack_rows(x: Tensor, use: str) -> Tensor:
+    """C or R for gradients: panels of its columns, and in a word as many rows as it has numbers."""
     rows = x.shape[0] + x.shape[0] % 2
-    packed = workspace.scratch(use, (rows, x.shape[1]), x)
-    library.function("in_batch_down", x.dtype)(x.data_ptr(), *x.shape, packed.data_ptr())
+    packed = workspace.scratch(f"packed {use}", (rows, x.shape[1]), x)
+    library.function("in_batch_pack_bt", x.dtype)(x.data_ptr(), *x.shape, packed.data_ptr())
     return packed
-
-
-def _ids(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.long().contiguous()
-
-
-def _at(x: Tensor | None, index: int = 0) -> int | None:
-    """The address of a contiguous tensor's row."""
-    if x is None:
-        return None
-    return x.data_ptr() + (index * x.stride(0) * x.element_size() if index else 0)

@@ -1,13 +1,13 @@
-// What Python asks a library before anything else: which sources it was compiled from, and how the
-// work of the in-batch engine is laid out.
+// The facts that Python asks a library for first: the sources that it was compiled from, and how
+// the parameters of the in-batch engine are laid out.
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <type_traits>
 
-#include "products.h"
-#include "work.h"
+#include "gemm.h"
+#include "params.h"
 
 namespace {
 
@@ -23,29 +23,32 @@ constexpr char kind() {
   return std::is_pointer_v<T> ? 'P' : std::is_same_v<T, int64_t> ? 'q' : 'd';
 }
 
-#define FIELD_AS(NAME, MEMBER) \
-  Field { NAME, offsetof(Work, MEMBER), sizeof(Work::MEMBER), kind<decltype(Work::MEMBER)>() }
+#define FIELD_AS(NAME, MEMBER)                                            \
+  Field {                                                                 \
+    NAME, offsetof(InBatchParams, MEMBER), sizeof(InBatchParams::MEMBER), \
+        kind<decltype(InBatchParams::MEMBER)>()                           \
+  }
 #define FIELD(MEMBER) FIELD_AS(#MEMBER, MEMBER)
 
 // clang-format off
 constexpr Field FIELDS[] = {
-    FIELD(rows), FIELD(across), FIELD(down_r), FIELD(down_c),
-    FIELD(n), FIELD(m), FIELD(d),
+    FIELD(rows), FIELD(packed_c), FIELD(packed_rows_of_r), FIELD(packed_rows_of_c),
+    FIELD(first_row), FIELD(n), FIELD(m), FIELD(d),
     FIELD(symmetric),
-    FIELD(first_row), FIELD(diagonals),
+    FIELD(diagonals),
     FIELD(offsets), FIELD(row_groups), FIELD(column_groups),
     FIELD(row_classes), FIELD(column_classes),
     FIELD(bias),
     FIELD(margin),
-    FIELD_AS("row_totals", totals.rows), FIELD_AS("column_totals", totals.columns),
-    FIELD_AS("row_largest", totals.row_largest), FIELD_AS("column_largest", totals.column_largest),
+    FIELD_AS("row_stats", stats.rows), FIELD_AS("column_stats", stats.columns),
+    FIELD_AS("row_max", stats.row_max), FIELD_AS("column_max", stats.column_max),
     FIELD(kept),
-    FIELD_AS("a", coefficients.a), FIELD_AS("b", coefficients.b),
-    FIELD_AS("row_shift", coefficients.row_shift),
-    FIELD_AS("column_shift", coefficients.column_shift),
-    FIELD_AS("row_pull", coefficients.row_pull), FIELD_AS("column_pull", coefficients.column_pull),
-    FIELD_AS("row_class", coefficients.row_class),
-    FIELD_AS("column_class", coefficients.column_class),
+    FIELD_AS("d_rows", loss_grads.d_rows), FIELD_AS("d_columns", loss_grads.d_columns),
+    FIELD_AS("row_shift", loss_grads.row_shift),
+    FIELD_AS("column_shift", loss_grads.column_shift),
+    FIELD_AS("d_row_pos", loss_grads.d_row_pos), FIELD_AS("d_column_pos", loss_grads.d_column_pos),
+    FIELD_AS("row_class", loss_grads.row_class),
+    FIELD_AS("column_class", loss_grads.column_class),
     FIELD(grad_r), FIELD(grad_c),
     FIELD(grad_bias),
 };
@@ -58,17 +61,17 @@ constexpr bool every_field() {
     if (field.offset != end) return false;
     end += field.size;
   }
-  return end == sizeof(Work);
+  return end == sizeof(InBatchParams);
 }
 
-static_assert(every_field(), "FIELDS must be Work's, in their order");
+static_assert(every_field(), "FIELDS must be InBatchParams's, in their order");
 
 }  // namespace
 
 extern "C" const char* cosloss_stamp() { return COSLOSS_STAMP; }
 
-// The fields of Work as "kind name", each on a line.
-extern "C" const char* in_batch_work() {
+// The fields of InBatchParams as "kind name", each on a line.
+extern "C" const char* in_batch_params() {
   static const std::string lines = [] {
     std::string text;
     for (const Field& field : FIELDS) text += std::string{field.kind, ' '} + field.name + '\n';

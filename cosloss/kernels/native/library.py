@@ -45,8 +45,8 @@ _ARGUMENTS = {
     "in_batch_hinge": (_POINTER,),
     "in_batch_logsumexp": (_POINTER,),
     "in_batch_elements": (_SIZE, _SIZE, _SIZE),
-    "in_batch_across": (_POINTER, _SIZE, _SIZE, _POINTER),
-    "in_batch_down": (_POINTER, _SIZE, _SIZE, _POINTER),
+    "in_batch_pack_b": (_POINTER, _SIZE, _SIZE, _POINTER),
+    "in_batch_pack_bt": (_POINTER, _SIZE, _SIZE, _POINTER),
 }
 
 
@@ -93,17 +93,17 @@ def has(name: str, dtype: torch.dtype) -> bool:
 
 
 @cache
-def in_batch_work() -> type[ctypes.Structure]:
-    """Work of work.h: the fields that the library says it has, and no others."""
-    lines = _asked(loaded(), "in_batch_work", ctypes.c_char_p).decode().splitlines()
+def in_batch_params() -> type[ctypes.Structure]:
+    """InBatchParams of params.h: the fields that the library says it has, and no others."""
+    lines = _asked(loaded(), "in_batch_params", ctypes.c_char_p).decode().splitlines()
     kinds = {"P": _POINTER, "q": _SIZE, "d": _REAL}
     fields = [(name, kinds[kind]) for kind, name in map(str.split, lines)]
-    return type("InBatchWork", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
+    return type("InBatchParams", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
 
 
 @cache
 def in_batch_panel() -> int:
-    """PANEL of products.h: rows are packed by so many, and so many divide their length."""
+    """PANEL of gemm.h: rows are packed by so many, and so many divide their length."""
     return _asked(loaded(), "in_batch_panel", _SIZE)
 
 

@@ -1,4 +1,4 @@
-// What pairwise cosine similarity does beside its matrix products.
+// The work of pairwise cosine similarity beside its matrix products.
 //
 // All tensors are contiguous. A row's norm is unit_rows.cpp's: a row is clamped where it is at most
 // eps.
@@ -10,31 +10,34 @@
 
 namespace {
 
-constexpr int64_t CORNER = 16;  // the side of a square that is turned at once
-constexpr int64_t STRIP = 64;   // columns that a thread goes down: some neighbouring cache lines
+constexpr int64_t SIDE = 16;  // the side of a square that is transposed at once
+constexpr int64_t COLUMNS_AT_ONCE =
+    64;  // columns that a thread goes down: some neighbouring cache lines
 
 template <typename T>
-void shuffle(const T* from, T* to) {
-  constexpr int64_t half = CORNER * CORNER / 2;
+void perfect_shuffle(const T* from, T* to) {
+  constexpr int64_t half = SIDE * SIDE / 2;
   for (int64_t k = 0; k < half; k++) {
     to[2 * k] = from[k];
     to[2 * k + 1] = from[half + k];
   }
 }
 
-// turned = x^T, for a corner x of a matrix whose rows are `size` apart. Four perfect shuffles of a
-// 16 x 16 square make its columns its rows; compilers vectorise them, and not the plain loop.
+// transposed = x^T, for a tile x of a matrix whose rows are `size` apart. Four perfect shuffles of
+// a 16 x 16 square make its columns its rows; compilers vectorise them, and not the plain loop.
 template <typename T>
-void turn(const T* x, int64_t size, int64_t rows, int64_t columns, T turned[CORNER][CORNER]) {
-  T shuffled[CORNER * CORNER];
-  if (columns == CORNER)  // a length that the compiler knows
-    for (int64_t r = 0; r < rows; r++) std::copy(x + r * size, x + r * size + CORNER, turned[r]);
+void transpose_tile(const T* x, int64_t size, int64_t rows, int64_t columns,
+                    T transposed[SIDE][SIDE]) {
+  T shuffled[SIDE * SIDE];
+  if (columns == SIDE)  // a length that the compiler knows
+    for (int64_t r = 0; r < rows; r++) std::copy(x + r * size, x + r * size + SIDE, transposed[r]);
   else
-    for (int64_t r = 0; r < rows; r++) std::copy(x + r * size, x + r * size + columns, turned[r]);
-  shuffle(turned[0], shuffled);
-  shuffle(shuffled, turned[0]);
-  shuffle(turned[0], shuffled);
-  shuffle(shuffled, turned[0]);
+    for (int64_t r = 0; r < rows; r++)
+      std::copy(x + r * size, x + r * size + columns, transposed[r]);
+  perfect_shuffle(transposed[0], shuffled);
+  perfect_shuffle(shuffled, transposed[0]);
+  perfect_shuffle(transposed[0], shuffled);
+  perfect_shuffle(shuffled, transposed[0]);
 }
 
 template <typename T>
@@ -42,20 +45,20 @@ T clamped(T s) {
   return s > 1 ? T(1) : s < -1 ? T(-1) : s;  // NaN stays
 }
 
-// Of one corner on or above the diagonal.
+// The same for one tile on or above the diagonal.
 template <typename T>
-void mirror_corner(T* s, int64_t size, int64_t i, int64_t j, int64_t rows, int64_t columns,
-                   const double* norm, double eps) {
-  T turned[CORNER][CORNER], *corner = s + i * size + j;
+void mirror_tile(T* s, int64_t size, int64_t i, int64_t j, int64_t rows, int64_t columns,
+                 const double* norm, double eps) {
+  T transposed[SIDE][SIDE], *tile = s + i * size + j;
   for (int64_t r = 0; r < rows; r++) {
-    T* row = corner + r * size;
+    T* row = tile + r * size;
     for (int64_t c = 0; c < columns; c++) row[c] = clamped(row[c]);
   }
-  turn(corner, size, rows, columns, turned);
+  transpose_tile(tile, size, rows, columns, transposed);
   for (int64_t c = 0; c < columns; c++) {
     T* row = s + (j + c) * size + i;
     const int64_t below = std::min(rows, j + c - i);  // on the diagonal, not all of the row
-    std::copy(turned[c], turned[c] + below, row);
+    std::copy(transposed[c], transposed[c] + below, row);
     if (below < rows && norm[j + c] > eps && row[below] == row[below]) row[below] = 1;
   }
 }
@@ -65,12 +68,11 @@ void mirror_corner(T* s, int64_t size, int64_t i, int64_t j, int64_t rows, int64
 template <typename T>
 void mirror(T* s, int64_t size, int64_t first, int64_t last, const double* norm, double eps) {
 #pragma omp parallel for schedule(dynamic) if ((last - first) * (size - first) > PARALLEL_ELEMENTS)
-  for (int64_t strip = first; strip < size; strip += STRIP) {
-    const int64_t end = std::min(strip + STRIP, size);
-    for (int64_t i = first; i < std::min(last, end); i += CORNER)
-      for (int64_t j = std::max(strip, i); j < end; j += CORNER)
-        mirror_corner(s, size, i, j, std::min(CORNER, last - i), std::min(CORNER, end - j), norm,
-                      eps);
+  for (int64_t strip = first; strip < size; strip += COLUMNS_AT_ONCE) {
+    const int64_t end = std::min(strip + COLUMNS_AT_ONCE, size);
+    for (int64_t i = first; i < std::min(last, end); i += SIDE)
+      for (int64_t j = std::max(strip, i); j < end; j += SIDE)
+        mirror_tile(s, size, i, j, std::min(SIDE, last - i), std::min(SIDE, end - j), norm, eps);
   }
 }
 
@@ -78,17 +80,17 @@ void mirror(T* s, int64_t size, int64_t first, int64_t last, const double* norm,
 template <typename T>
 void add_mirrored(const T* grad, int64_t size, int64_t first, int64_t last, T* out) {
 #pragma omp parallel for schedule(static) if ((last - first) * size > PARALLEL_ELEMENTS)
-  for (int64_t strip = 0; strip < size; strip += STRIP) {
-    const int64_t end = std::min(strip + STRIP, size);
-    T turned[CORNER][CORNER];
-    for (int64_t i = first; i < last; i += CORNER)
-      for (int64_t j = strip; j < end; j += CORNER) {
-        const int64_t rows = std::min(CORNER, last - i), columns = std::min(CORNER, end - j);
-        turn(grad + j * size + i, size, columns, rows, turned);
+  for (int64_t strip = 0; strip < size; strip += COLUMNS_AT_ONCE) {
+    const int64_t end = std::min(strip + COLUMNS_AT_ONCE, size);
+    T transposed[SIDE][SIDE];
+    for (int64_t i = first; i < last; i += SIDE)
+      for (int64_t j = strip; j < end; j += SIDE) {
+        const int64_t rows = std::min(SIDE, last - i), columns = std::min(SIDE, end - j);
+        transpose_tile(grad + j * size + i, size, columns, rows, transposed);
         for (int64_t r = 0; r < rows; r++) {
           const T* row = grad + (i + r) * size + j;
           T* sum = out + (i - first + r) * size + j;
-          for (int64_t c = 0; c < columns; c++) sum[c] = row[c] + turned[r][c];
+          for (int64_t c = 0; c < columns; c++) sum[c] = row[c] + transposed[r][c];
         }
       }
   }

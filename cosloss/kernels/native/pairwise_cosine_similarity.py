@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager.memory import empty
 from cosloss.kernels.native import unit_rows
 from cosloss.kernels.native.library import function
+from cosloss.kernels.scratch import empty
 
 BLOCK = 256  # rows of a symmetric matrix at once: their part of a product stays in the cache
 
@@ -85,7 +85,7 @@ def _symmetric_gradient(grad: Tensor, rows: Rows) -> Tensor:
 
 
 def _through(grad_unit: Tensor, rows: Rows, eps: float) -> Tensor:
-    # of x itself only its direction counts
+    # unit rows serve as x: the gradient through a norm takes x's direction alone
     (found,) = unit_rows.backward([grad_unit], None, [rows.unit], rows.norm, [True], eps)
     assert found is not None
     return found

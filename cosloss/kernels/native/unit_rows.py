@@ -15,21 +15,22 @@ from cosloss.kernels.native.library import function
 def forward(
     views: Sequence[Tensor],
     eps: float = 0.0,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """r = scale x / norm of the views' rows, their norms, and <r_i, r_pair(i)> of two views' rows.
 
-    dtype: r's, to which it is rounded; None for the views'.
+    dtype: r's, to which it is rounded; None for the views', widened.
 
     None if the squares of float64 rows leave float64's range, or are not numbers.
     """
-    views, (n, d) = _adjacent(views), views[0].shape
-    r = views[0].new_empty(len(views) * n, d)
+    first, second = _adjacent(views)
+    n, d = first.shape
+    r = first.new_empty(len(views) * n, d)
     norm = r.new_empty(r.shape[0], dtype=torch.float64)
-    products = r.new_empty(r.shape[0]) if len(views) == 2 else None
+    products = None if second is None else r.new_empty(r.shape[0])
     in_range = function("unit_rows_forward", r.dtype)(
-        *(*_where(views), n, d, eps, scale), *(_at(r), _at(norm), _at(products))
+        *_strided(first, second), n, d, eps, float(scale), *_at(r, norm, products)
     )
     return (r if dtype is None else r.to(dtype), norm, products) if in_range else None
 
@@ -41,34 +42,49 @@ def backward(
     norm: Tensor,
     needs: Sequence[bool],
     eps: float = 0.0,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
 ) -> list[Tensor | None]:
     """The gradients on the views, where needed, from those on their rows of r and on the products.
 
-    grads: one for each view, in its dtype.
+    grads: one for each view, in its dtype, widened.
     """
-    views, (n, d) = _adjacent(views), views[0].shape
-    grads = [None if grad is None else grad.contiguous() for grad in grads]
-    grad_products = None if grad_products is None else grad_products.contiguous()
-    found = [x.new_empty(n, d) if need else None for x, need in zip(views, needs, strict=True)]
-    first, second = (*map(_at, grads), None)[:2]
-    function("unit_rows_backward", views[0].dtype)(
-        *(first, second, _at(grad_products), *_where(views), _at(norm)),
-        *(n, d, eps, scale, *(*map(_at, found), None)[:2]),
+    first, second = _adjacent(views)
+    n, d = first.shape
+    grad1, grad2 = grads[0], None if second is None else grads[1]
+    found1 = first.new_empty(n, d) if needs[0] else None
+    found2 = second.new_empty(n, d) if second is not None and needs[1] else None
+    given = [None if x is None else x.contiguous() for x in (grad1, grad2, grad_products)]
+    function("unit_rows_backward", first.dtype)(
+        *_at(*given),
+        *_strided(first, second),
+        norm.data_ptr(),
+        n,
+        d,
+        eps,
+        float(scale),
+        *_at(found1, found2),
     )
-    return found
+    return [found1] if second is None else [found1, found2]
 
 
-def _adjacent(views: Sequence[Tensor]) -> list[Tensor]:
-    """The views, the numbers of a row one after the other."""
-    return [x if x.stride(1) == 1 else x.contiguous() for x in views]
+def _adjacent(views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """A first and a second view in at least float32, the numbers of a row one after the other."""
+    wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in views]
+    first, second = wide[0], wide[1] if len(wide) == 2 else None
+    if first.stride(1) != 1:
+        first = first.contiguous()
+    if second is not None and second.stride(1) != 1:
+        second = second.contiguous()
+    return first, second
 
 
-def _where(views: Sequence[Tensor]) -> tuple[int | None, ...]:
-    """Of each of two views, the address of its first row and the distance of two rows."""
-    first, second = (*((x.data_ptr(), x.stride(0)) for x in views), (None, 0))[:2]
-    return *first, *second
+def _strided(first: Tensor, second: Tensor | None) -> tuple[int | None, ...]:
+    """The address and the row stride of both views, null and 0 without a second."""
+    if second is None:
+        return first.data_ptr(), first.stride(0), None, 0
+    return first.data_ptr(), first.stride(0), second.data_ptr(), second.stride(0)
 
 
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def _at(*tensors: Tensor | None) -> list[int | None]:
+    """The addresses of tensors, null for None."""
+    return [None if x is None else x.data_ptr() for x in tensors]

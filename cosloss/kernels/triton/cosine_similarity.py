@@ -204,7 +204,7 @@ def _scale(square, eps: tl.constexpr):
 
 @triton.jit
 def _similarity(sums, scale1, scale2, clamped):
-    # of a row with itself, the quotient is exactly 1
+    # the quotient of a row with itself is exactly 1
     whole = _divide(sums[2], _sqrt(sums[0] * sums[1]))
     return tl.where(clamped, sums[2] * scale1 * scale2, whole)
 

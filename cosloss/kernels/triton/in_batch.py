@@ -1,7 +1,7 @@
-"""The engine of the in-batch losses: totals of a logit matrix, and the gradient, tile by tile.
+"""The statistics of a logit matrix and the gradients through it, by Triton's kernels.
 
 Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
-(N, M); totals (N,) in float64, or (N + M,) where the columns have a loss of their own, rows first.
+(N, M); statistics (N,) in float64, or (N + M,) where columns have losses of their own, rows first.
 Logits, sums and gradients are in float32 whatever dtype the products take.
 """
 
@@ -11,106 +11,108 @@ import torch
 import triton
 from torch import Tensor
 
-from cosloss.kernels.eager.tiles import Excluded
-from cosloss.kernels.eager.totals import Totals, empty_total
-from cosloss.kernels.eager.walk import Matrix
+from cosloss.criteria import Criterion, empty_lse
+from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
 from cosloss.kernels.triton import tuning
-from cosloss.kernels.triton.in_batch_totals import in_batch_totals_kernel
-from cosloss.kernels.triton.tile import ids_of, launch, offsets_of, precision
+from cosloss.kernels.triton.in_batch_fwd import in_batch_stats_kernel
+from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, precision
+from cosloss.problem import Mask, Problem
 
-# float16 weights are made this large: the smallest that count are normal numbers
-FLOAT16_UNIT = 2.0**13
+# float16's d_logits are scaled to at most this: the smallest that count are normal numbers
+LARGEST_FLOAT16_GRAD = 2.0**13
 # chunks of a symmetric matrix's rows: 528 pairs of them, four for each of 132 multiprocessors
 CHUNKS = 32
+KEEPS_TILES = False  # a gradient that comes early saves no work
+NUM_PARTIALS = 32  # partial sums that a program adds up at once
 
-Sums = tuple[Tensor | None, Tensor | None]
+Partials = tuple[Tensor | None, Tensor | None]
 
 
 class Side(NamedTuple):
-    """The rows or the columns: unit vectors, and where they have losses, coefficients and totals.
-
-    For a logsumexp a weight is taken from the totals, else from the coefficients alone. Where
-    positives are several, the ids of their classes, and the gradient on the logit of each.
-    """
+    """The rows or the columns: their vectors, the loss's gradient on them, and their classes."""
 
     vectors: Tensor
-    coefficients: Tensor | None
-    totals: Tensor | None
-    pulls: Tensor | None
+    d_stat: Tensor | None
+    shift: Tensor | None
+    d_pos: Tensor | None
     classes: Tensor | None
 
 
-def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, matrix: Matrix) -> Tensor:
-    """The totals."""
-    rows, columns = _operands(r, c, matrix)
+def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
+    """Every loss's statistic."""
+    rows, columns = _operands(r, c)
     n, d = rows.shape
     m = columns.shape[0]
-    two_way = c is None or matrix.two_way
-    totals = matrix.loss.totals(r, r)
+    column_losses = c is None or problem.column_losses
+    criterion, mask = problem.criterion, problem.mask
     row_chunks, column_chunks = _chunks(n, m, c is None)
-    of_rows = of_columns = _sums(r, column_chunks, n, totals)
+    row_sums = column_sums = _partials(r, column_chunks, n, criterion)
     if c is not None:
-        of_columns = _sums(r, row_chunks, m, totals) if two_way else (None, None)
+        column_sums = _partials(r, row_chunks, m, criterion) if column_losses else (None, None)
     size = rows.element_size()
     width, whole = tuning.forward_width(d, size)
     launch(
         tuning.forward_tuner(size, width, n >= tuning.LARGE),
         (column_chunks, row_chunks),
-        r,
-        *(rows, columns, bias, of_rows, of_columns),
-        *(ids_of(matrix.excluded), offsets_of(matrix.excluded)),
-        *(n, m, d, totals.margin),
-        KIND=totals.kind,
+        like=r,
+        r=rows,
+        c=columns,
+        bias=bias,
+        row_sums=row_sums,
+        column_sums=column_sums,
+        ids=ids_of(mask),
+        diagonals=diagonals_of(mask),
+        rows=n,
+        columns=m,
+        D=d,
+        margin=criterion.margin,
+        KIND=criterion.kind,
         SYMMETRIC=c is None,
-        TWO_WAY=two_way,
-        DIAGONALS=len(matrix.excluded.offsets),
+        COLUMN_LOSSES=column_losses,
+        DIAGONALS=len(mask.diagonals),
         PRECISION=precision(),
         WHOLE=whole,
         BLOCK_D=width,
     )
-    out = r.new_empty(n + m if two_way and c is not None else n, dtype=torch.float64)
-    _add_up(of_rows, out[:n], totals)
+    out = r.new_empty(n + m if column_losses and c is not None else n, dtype=torch.float64)
+    _add_up(row_sums, out[:n], criterion)
     if out.shape[0] > n:
-        _add_up(of_columns, out[n:], totals)
+        _add_up(column_sums, out[n:], criterion)
     return out
 
 
 def backward(
-    grad: Tensor,
-    total: Tensor,
     r: Tensor,
     c: Tensor | None,
     bias: Tensor | None,
-    matrix: Matrix,
+    problem: Problem,
+    *,
+    d_stat: Tensor,
+    stat: Tensor,
     needs: tuple[bool, bool, bool],
-    pulls: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients on r, c and bias, each only where `needs` asks, from the gradient on the totals.
+    d_pos_logit: Tensor | None = None,
+) -> Gradients:
+    """Gradients on r, c and bias, each only where `needs` asks, from that on the statistics.
 
-    pulls: like the totals, the gradient on the logit of each of a row's positives.
+    d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
     """
-    rows, columns = _operands(r, c, matrix)
-    totals = matrix.loss.totals(r, r)
-    unit = None
+    rows, columns = _operands(r, c)
+    grad_scale = None
     if rows.dtype == torch.float16:
-        largest = grad.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-        unit = (largest / FLOAT16_UNIT).float()
-        grad, pulls = grad / unit, None if pulls is None else pulls / unit
-    coefficients = totals.coefficients(grad, total, torch.float32).float()
-    shifts = None
-    if totals.kind == "logsumexp":
-        shifts = total.clamp(min=empty_total(torch.float32)).float()
-    per_loss = coefficients, shifts, None if pulls is None else pulls.float()
-    of_rows, of_columns = _sides(rows, columns, c is None, matrix, per_loss)
-    pairs = matrix.excluded
+        largest = d_stat.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        grad_scale = (largest / LARGEST_FLOAT16_GRAD).float()
+        d_stat = d_stat / grad_scale
+        d_pos_logit = None if d_pos_logit is None else d_pos_logit / grad_scale
+    grads = loss_grads(problem, d_stat, stat, d_pos_logit, r, c, torch.float32)
+    own, other = _sides(rows, columns, grads, problem)
     grad_r = grad_c = grad_bias = None
     if needs[0] or needs[2]:
-        grad_r, sums = _gradient(of_rows, of_columns, bias, unit, pairs, totals, needs[2])
+        grad_r, sums = _gradient(own, other, bias, grad_scale, problem, problem.mask, needs[2])
         if bias is not None and sums is not None:
             grad_bias = sums.sum(dtype=torch.float64).to(bias.dtype)
     if c is not None and needs[1]:
-        swapped = pairs.transposed()
-        grad_c, _ = _gradient(of_columns, of_rows, bias, unit, swapped, totals, False)
+        mask = problem.mask.transposed()
+        grad_c, _ = _gradient(other, own, bias, grad_scale, problem, mask, False)
     return grad_r if needs[0] else None, grad_c, grad_bias
 
 
@@ -118,12 +120,12 @@ def _gradient(
     own: Side,
     other: Side,
     bias: Tensor | None,
-    unit: Tensor | None,
-    pairs: Excluded,
-    totals: Totals,
+    grad_scale: Tensor | None,
+    problem: Problem,
+    mask: Mask,
     sums: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient on a side's vectors in float32, and if asked for, its rows' sums of weights."""
+    """The gradient on a side's vectors in float32, and if asked for, its rows' sums of d_logits."""
     n, d = own.vectors.shape
     m = other.vectors.shape[0]
     size = own.vectors.element_size()
@@ -131,56 +133,53 @@ def _gradient(
     parts = triton.cdiv(d, width)
     splits = _splits(own.vectors, m, parts)
     grad = own.vectors.new_empty(splits, n, d, dtype=torch.float32)
-    weight_sums = grad.new_empty(splits, n) if sums else None
+    d_logit_sums = grad.new_empty(splits, n) if sums else None
     launch(
         tuning.backward_tuner(size, width, n >= tuning.LARGE),
         lambda chosen: (triton.cdiv(n, chosen["BLOCK_M"]), parts, splits),
-        grad,
-        *(own.vectors, other.vectors, bias),
-        *(own.coefficients, other.coefficients, own.totals, other.totals),
-        *(unit, grad, weight_sums),
-        *(ids_of(pairs), offsets_of(pairs)),
-        (own.classes, other.classes),
-        None if own.pulls is None else (own.pulls, other.pulls),
-        *(n, m, d, totals.margin),
-        KIND=totals.kind,
-        DIAGONALS=len(pairs.offsets),
+        like=grad,
+        r=own.vectors,
+        c=other.vectors,
+        bias=bias,
+        d_rows=own.d_stat,
+        d_columns=other.d_stat,
+        row_shift=own.shift,
+        column_shift=other.shift,
+        grad_scale=grad_scale,
+        grad=grad,
+        d_logit_sums=d_logit_sums,
+        ids=ids_of(mask),
+        diagonals=diagonals_of(mask),
+        classes=(own.classes, other.classes),
+        d_pos=None if own.d_pos is None else (own.d_pos, other.d_pos),
+        rows=n,
+        columns=m,
+        D=d,
+        margin=problem.criterion.margin,
+        KIND=problem.criterion.kind,
+        DIAGONALS=len(mask.diagonals),
         PRECISION=precision(),
         WHOLE=whole,
         BLOCK_D=width,
         BLOCK_K=tuning.PART[size],
     )
-    return grad[0] if splits == 1 else grad.sum(0), weight_sums
+    return grad[0] if splits == 1 else grad.sum(0), d_logit_sums
 
 
-def _operands(r: Tensor, c: Tensor | None, matrix: Matrix) -> tuple[Tensor, Tensor]:
-    rows = r.to(matrix.dtype).contiguous()
-    return rows, rows if c is None else c.to(matrix.dtype).contiguous()
+def _operands(r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = r.contiguous()
+    return rows, rows if c is None else c.contiguous()
 
 
-def _sides(
-    rows: Tensor,
-    columns: Tensor,
-    symmetric: bool,
-    matrix: Matrix,
-    per_loss: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Side, Side]:
-    """The rows' and the columns' side; per_loss: coefficients, totals and pulls of all losses."""
-
-    def side(vectors: Tensor, part: slice | None, classes: Tensor | None) -> Side:
-        coefficients, totals, pulls = (
-            None if x is None or part is None else x[part] for x in per_loss
-        )
-        ids = None if classes is None else classes.contiguous()
-        return Side(vectors, coefficients, totals, pulls, ids)
-
-    n, positives = rows.shape[0], matrix.positives
-    of_columns: slice | None = slice(n)
-    if not symmetric:
-        of_columns = slice(n, None) if matrix.two_way else None
-    if positives is None:
-        return side(rows, slice(n), None), side(columns, of_columns, None)
-    return side(rows, slice(n), positives.rows), side(columns, of_columns, positives.columns)
+def _sides(rows: Tensor, columns: Tensor, grads: LossGrads, problem: Problem) -> tuple[Side, Side]:
+    """The rows' and the columns' side."""
+    classes: tuple[Tensor | None, Tensor | None] = (None, None)
+    if problem.positives is not None:
+        classes = problem.positives.rows.contiguous(), problem.positives.columns.contiguous()
+    return (
+        Side(rows, grads.d_rows, grads.row_shift, grads.d_row_pos, classes[0]),
+        Side(columns, grads.d_columns, grads.column_shift, grads.d_column_pos, classes[1]),
+    )
 
 
 def _chunks(rows: int, columns: int, symmetric: bool) -> tuple[int, int]:
@@ -194,24 +193,29 @@ def _chunks(rows: int, columns: int, symmetric: bool) -> tuple[int, int]:
     return of_rows, min(triton.cdiv(pairs, of_rows), column_blocks)
 
 
-def _sums(r: Tensor, lines: int, count: int, totals: Totals) -> Sums:
-    """Memory for lines of sums, and for the greatest logits where they are kept."""
-    partial = r.new_empty(lines, count, dtype=torch.float32)
-    return partial, torch.empty_like(partial) if totals.kind == "logsumexp" else None
+def _partials(r: Tensor, number: int, count: int, criterion: Criterion) -> Partials:
+    """Memory for partial sums, and for the largest logits where they are kept."""
+    sums = r.new_empty(number, count, dtype=torch.float32)
+    return sums, torch.empty_like(sums) if criterion.kind == "logsumexp" else None
 
 
-def _add_up(sums: Sums, out: Tensor, totals: Totals) -> None:
-    partial, largest = sums
-    assert partial is not None
-    lines, count = partial.shape
+def _add_up(partials: Partials, out: Tensor, criterion: Criterion) -> None:
+    """Write the statistics that partial sums add up to."""
+    sums, largest = partials
+    assert sums is not None
+    number, count = sums.shape
     launch(
-        in_batch_totals_kernel,
+        in_batch_stats_kernel,
         (triton.cdiv(count, 64),),
-        out,
-        *(partial, largest, out, lines, count),
-        empty=empty_total(torch.float64),
-        KIND=totals.kind,
-        LINES=32,
+        like=out,
+        sums=sums,
+        largest=largest,
+        out=out,
+        partials=number,
+        count=count,
+        empty=empty_lse(torch.float64),
+        KIND=criterion.kind,
+        NUM_PARTIALS=NUM_PARTIALS,
         BLOCK=64,
     )
 

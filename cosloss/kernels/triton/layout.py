@@ -1,4 +1,4 @@
-"""Where the rows of tensors of any strides lie in memory, and how a kernel is launched on them.
+"""The places in memory of the rows of tensors of any strides, and how a kernel is launched on them.
 
 Rows are numbered over up to three leading dimensions: row i is at (a, b, c) with
 i = (a * sizes[1] + b) * sizes[2] + c, from which the strides give its offset.

@@ -1,8 +1,6 @@
-"""A tile of the logit matrix in registers: its logits, what is added up of them, and its weights.
+"""A tile of the logit matrix in registers: its logits, and f and f' of them.
 
-KIND names what a row's total is, as `cosloss.kernels.eager.totals` does: "exp" and "logsumexp",
-below a running maximum, are the logarithm of a sum of exponentials; "softplus" and "hinge" are sums
-of log(1 + exp(x)) and of max(0, x - margin).
+KIND is the criterion's statistic, as in `cosloss.criteria`; f is exp for "exp".
 """
 
 from typing import Any
@@ -12,20 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosloss.kernels.eager.tiles import Excluded
+from cosloss.problem import Mask
 
 EMPTY = tl.constexpr(-8.5e37)  # a finite stand-in for log 0, far below any logit
 
 
-def offsets_of(excluded: Excluded) -> tuple[int, int, int]:
+def diagonals_of(mask: Mask) -> tuple[int, int, int]:
     """The diagonals as a kernel takes them, which is told how many there are: three at most."""
-    first, second, third = (*excluded.offsets, 0, 0, 0)[:3]
+    first, second, third = (*mask.diagonals, 0, 0, 0)[:3]
     return first, second, third
 
 
-def ids_of(excluded: Excluded) -> tuple[Tensor | None, ...]:
+def ids_of(mask: Mask) -> tuple[Tensor | None, ...]:
     """The ids as a kernel takes them: one after the other in memory."""
-    return tuple(ids if ids is None else ids.contiguous() for ids in excluded.ids)
+    return tuple(ids if ids is None else ids.contiguous() for ids in mask.ids)
 
 
 def precision() -> str:
@@ -38,10 +36,10 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def launch(kernel: Any, grid: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, grid: Any, like: Tensor, *arguments: Any, **named: Any) -> None:
     """Run a kernel on the device of `like`."""
     with torch.cuda.device_of(like):
-        kernel[grid](*arguments, **constants)
+        kernel[grid](*arguments, **named)
 
 
 @triton.jit
@@ -64,20 +62,20 @@ def products(r, c, row, column, rows, columns, D, BLOCK_D: tl.constexpr, PRECISI
 
 
 @triton.jit
-def without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS: tl.constexpr):
-    """The logits, -inf at excluded pairs and outside of the matrix."""
+def with_mask(x, row, column, rows, columns, ids, diagonals, DIAGONALS: tl.constexpr):
+    """The logits, -inf at masked pairs and outside of the matrix."""
     first_row, first_column = tl.min(row, 0), tl.min(column, 0)
     height: tl.constexpr = row.shape[0]
     width: tl.constexpr = column.shape[0]
     if ids[0] is not None:
-        excluded = same_ids((ids[0], ids[1]), row, column, rows, columns)
+        masked = same_ids((ids[0], ids[1]), row, column, rows, columns)
         if ids[2] is not None:
-            excluded &= ~same_ids((ids[2], ids[3]), row, column, rows, columns)
-        x = tl.where(excluded, float("-inf"), x)
+            masked &= ~same_ids((ids[2], ids[3]), row, column, rows, columns)
+        x = tl.where(masked, float("-inf"), x)
     for k in tl.static_range(DIAGONALS):
-        distance = first_row + offsets[k] - first_column
+        distance = first_row + diagonals[k] - first_column
         if (distance > -height) & (distance < width):
-            x = tl.where(column[None, :] - row[:, None] == offsets[k], float("-inf"), x)
+            x = tl.where(column[None, :] - row[:, None] == diagonals[k], float("-inf"), x)
     if (first_row + height > rows) | (first_column + width > columns):
         x = tl.where((row < rows)[:, None] & (column < columns)[None, :], x, float("-inf"))
     return x
@@ -96,7 +94,7 @@ def _ids(pointer, index, count):
 
 @triton.jit
 def value(x, margin, KIND: tl.constexpr):
-    """What is summed of a logit; 0 at -inf."""
+    """f of a logit; 0 at -inf."""
     if KIND == "exp":
         result = tl.exp(x)
     elif KIND == "softplus":
@@ -116,7 +114,7 @@ def value(x, margin, KIND: tl.constexpr):
 
 @triton.jit
 def slope(x, margin, KIND: tl.constexpr):
-    """The derivative of `value`; 0 at -inf."""
+    """f' of a logit; 0 at -inf."""
     if KIND == "exp":
         result = tl.exp(x)
     elif KIND == "softplus":

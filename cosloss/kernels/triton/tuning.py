@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from cosloss.kernels.triton.in_batch_gradient import in_batch_bwd_kernel
-from cosloss.kernels.triton.in_batch_totals import in_batch_fwd_kernel
+from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
+from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel
 
 LARGE = 8192  # rows from which a batch is tuned as a large one
 INTERPRETED = triton.knobs.runtime.interpret
@@ -35,8 +35,8 @@ BACKWARD: Shapes = {
     },
     4: {128: (((64, 64), 8, 2), ((64, 32), 4, 2)), 256: (((64, 32), 8, 2),)},
 }
-# the widest rows that a program has whole, the part of them that it has at a time otherwise, and
-# the widest part of a gradient that it adds up
+# by an element's bytes: the widest rows that a program holds whole, the columns of wider rows that
+# it holds at a time, and the widest part of a gradient that it accumulates
 WHOLE_FORWARD, WHOLE_BACKWARD = {2: 256, 4: 128}, {2: 512, 4: 64}
 PART = {2: 64, 4: 32}
 WIDEST_GRADIENT = {2: 512, 4: 256}
@@ -50,13 +50,13 @@ def processors(like: Tensor) -> int:
 
 
 def forward_width(d: int, size: int) -> tuple[int, bool]:
-    """How many of d columns of `size` bytes a forward program has at a time; whether it has all."""
+    """The columns, of d of `size` bytes, that a forward program holds at a time; whether all."""
     width = max(16, triton.next_power_of_2(d))
     return (width, True) if width <= WHOLE_FORWARD[size] else (PART[size], False)
 
 
 def backward_width(d: int, size: int) -> tuple[int, bool]:
-    """How many columns of the gradient a program has; whether it has its rows whole."""
+    """The columns of the gradient that a program accumulates; whether it holds its rows whole."""
     width = max(16, triton.next_power_of_2(d))
     return min(width, WIDEST_GRADIENT[size]), width <= WHOLE_BACKWARD[size]
 
@@ -65,7 +65,7 @@ def backward_width(d: int, size: int) -> tuple[int, bool]:
 def forward_tuner(size: int, width: int, large: bool) -> Any:
     """`in_batch_fwd_kernel` over its block shapes."""
     configs = _configs(FORWARD[size], width, ("BLOCK",))
-    return triton.autotune(configs, ["KIND", "SYMMETRIC", "TWO_WAY"])(in_batch_fwd_kernel)
+    return triton.autotune(configs, ["KIND", "SYMMETRIC", "COLUMN_LOSSES"])(in_batch_fwd_kernel)
 
 
 @cache

@@ -19,7 +19,7 @@ WARPS = 8
 
 
 def forward(
-    views: Sequence[Tensor], scale: float = 1.0, dtype: torch.dtype | None = None
+    views: Sequence[Tensor], scale: float | Tensor = 1.0, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """r = scale x / |x| of the views' rows, their norms, and of two views <r_i, r_pair(i)>.
 
@@ -29,7 +29,7 @@ def forward(
     r = views[0].new_empty(len(views) * n, d, dtype=dtype or torch.float32)
     norm = r.new_empty(r.shape[0], dtype=torch.float64)
     products = norm.new_empty(r.shape[0], dtype=torch.float32) if len(views) == 2 else None
-    _launch(unit_rows_fwd_kernel, views, r, norm, products, scale)
+    _launch(unit_rows_fwd_kernel, views, r, norm, products, *_scale(scale, r))
     return r, norm, products
 
 
@@ -39,7 +39,7 @@ def backward(
     views: Sequence[Tensor],
     norm: Tensor,
     needs: Sequence[bool],
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
 ) -> list[Tensor | None]:
     """The gradients on the views, where needed, from those on their rows of r and on the products.
 
@@ -49,8 +49,16 @@ def backward(
     grad_products = None if grad_products is None else grad_products.contiguous()
     found = [x.new_empty(x.shape) if need else None for x, need in zip(views, needs, strict=True)]
     on_views = (*found, None)[:2]
-    _launch(unit_rows_bwd_kernel, views, first, second, grad_products, norm, *on_views, scale)
+    given = first, second, grad_products, norm
+    _launch(unit_rows_bwd_kernel, views, *given, *on_views, *_scale(scale, norm))
     return found
+
+
+def _scale(scale: float | Tensor, rows: Tensor) -> tuple[float, Tensor | None]:
+    """A number as a kernel takes it: from the host, or where it lies on the rows' device."""
+    if isinstance(scale, Tensor) and scale.device == rows.device:
+        return 1.0, scale
+    return float(scale), None
 
 
 def _launch(kernel: object, views: Sequence[Tensor], *arguments: object) -> None:
@@ -75,11 +83,14 @@ def unit_rows_fwd_kernel(
     norm,
     products,
     scale,
+    learnt_scale,
     n,
     D,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    if learnt_scale is not None:
+        scale = tl.load(learnt_scale)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     x1 += row * stride1
@@ -110,11 +121,14 @@ def unit_rows_bwd_kernel(
     grad_x1,
     grad_x2,
     scale,
+    learnt_scale,
     n,
     D,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    if learnt_scale is not None:
+        scale = tl.load(learnt_scale)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     x1 += row * stride1
@@ -158,7 +172,7 @@ def _normalise(x, r, norm, inside, scale, D, ROWS: tl.constexpr, COLUMNS: tl.con
 
 @triton.jit
 def _factor(norm, scale):
-    """What makes a row of this norm one of r."""
+    """The factor from a row of x to its row of r."""
     return tl.where(norm == 0, 0.0, scale / norm)
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from cosloss import functional, reference
-from cosloss.kernels import dispatch
-from cosloss.kernels.eager import tiles, walk
+from cosloss.kernels import dispatch, tiles
 from cosloss.kernels.native import in_batch
 from cosloss.kernels.native import unit_rows as native_rows
 
@@ -52,7 +51,7 @@ def gradients(loss, tensors, temperature, dtype, create_graph=False):
 def test_losses_in_float32(loss, side, temperature, kept_bytes, monkeypatch):
     monkeypatch.setattr(tiles, "LARGEST_SIDE", side)
     monkeypatch.setattr(tiles, "BAND", 64 * side)
-    monkeypatch.setattr(walk, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(tiles, "KEPT_BYTES", kept_bytes)
     tensors = views(150, 33)
     value, grads, _ = gradients(loss, tensors, temperature, torch.float32)
     exact, exact_grads, _ = gradients(loss, tensors, temperature, torch.float64)
@@ -153,7 +152,9 @@ def test_the_number_of_threads_changes_no_bit(loss):
             assert all(map(torch.equal, grads, results[0][1]))
 
 
-@pytest.mark.parametrize("planted", ["across", "down", "take", "kept", "rows", "products"])
+@pytest.mark.parametrize(
+    "planted", ["packed columns", "packed rows", "loss's gradient", "kept", "rows", "products"]
+)
 def test_a_wrong_kernel_is_caught(planted, monkeypatch):
     """Each is used by a loss: as it is wrong, some gradient is."""
 
@@ -168,25 +169,26 @@ def test_a_wrong_kernel_is_caught(planted, monkeypatch):
             return backward(grads, grad_products, *others, **keywords)
 
         monkeypatch.setattr(native_rows, "backward", off)
-    elif planted == "take":
-        take = in_batch._Gradients.take
+    elif planted == "loss's gradient":
+        right = in_batch.NativeLoop._loss_grads
         monkeypatch.setattr(
-            in_batch._Gradients,
-            "take",
-            lambda self, grad, *others: take(self, 1.001 * grad, *others),
+            in_batch.NativeLoop,
+            "_loss_grads",
+            lambda self, d_stat, *others: right(self, 1.001 * d_stat, *others),
         )
     elif planted == "kept":
-        run = in_batch._Task.run
+        run = in_batch.NativeLoop.run
 
-        def after_what_was_kept(self, *others, gradients=None, **keywords):
-            if gradients is not None and self._kept is not None:
+        def after_what_was_kept(self, *others, grads=None, **keywords):
+            if grads is not None and self._kept is not None:
                 self._kept *= 1.001
-            run(self, *others, gradients=gradients, **keywords)
+            run(self, *others, grads=grads, **keywords)
 
-        monkeypatch.setattr(in_batch._Task, "run", after_what_was_kept)
+        monkeypatch.setattr(in_batch.NativeLoop, "run", after_what_was_kept)
     else:
-        packed = getattr(in_batch, f"_{planted}")
-        monkeypatch.setattr(in_batch, f"_{planted}", lambda x: packed(x) * 1.001)
+        name = f"_pack_{planted.removeprefix('packed ')}"
+        packed = getattr(in_batch, name)
+        monkeypatch.setattr(in_batch, name, lambda *arguments: packed(*arguments) * 1.001)
     with pytest.raises(AssertionError):
         _agree_with_float64(views(20, 7))
 

@@ -43,12 +43,12 @@ def test_they_are_there(build):
 
 
 def test_work_has_the_fields_that_the_library_says_and_no_others(build):
-    work = library.in_batch_work()(n=3)
+    work = library.in_batch_params()(n=3)
     assert (work.n, work.m, work.grad_r) == (3, 0, None)
     with pytest.raises(AttributeError, match="columns"):
         work.columns = 1
     with pytest.raises(AttributeError, match="columns"):
-        library.in_batch_work()(columns=1)
+        library.in_batch_params()(columns=1)
 
 
 def test_under_a_dispatch_mode_it_is_not_plain():

@@ -112,7 +112,7 @@ def test_changed_sources_beside_old_kernels_are_computed_by_eager(tmp_path):
     shutil.copytree(ROOT / "cosloss", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copytree(package / "kernels" / "native", changed)
     for name, line, field in (
-        ("work.h", "struct Work {", "  int64_t inserted;"),
+        ("params.h", "struct InBatchParams {", "  int64_t inserted;"),
         ("library.cpp", "constexpr Field FIELDS[] = {", "    FIELD(inserted),"),
     ):
         text = (changed / name).read_text()
@@ -219,7 +219,7 @@ def test_setup_compiles_every_build_again_and_leaves_none_behind(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copy(NATIVE / "stamp.py", folder)
-    source, header = folder / "library.cpp", folder / "work.h"
+    source, header = folder / "library.cpp", folder / "params.h"
     source.write_text(SAYS_ITS_STAMP)
 
     def build(command, *options):

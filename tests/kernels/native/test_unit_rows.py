@@ -1,10 +1,16 @@
-"""The compiled rows of one length, judged by the eager ones in float64."""
+"""Rows of one length, compiled and eager, judged by torch's derivative of them in float64."""
 
 import pytest
 import torch
 
-from cosloss.kernels import dispatch
-from cosloss.ops import unit_pairs, unit_rows
+from cosloss.kernels import eager, native
+
+KERNELS = {"native": native.unit_rows, "eager": eager.unit_rows}
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request):
+    return KERNELS[request.param]
 
 
 def rows(count, columns, seed=0):
@@ -16,51 +22,61 @@ def views(count, columns):
     return z1, 0.6 * z1 + rows(count, columns, seed=1)
 
 
+def exact(views, scale, grad_r, grad_products):
+    """Outputs and gradients in float64."""
+    wide = [z.double().requires_grad_() for z in views]
+    r, _, products = eager.unit_rows.forward(wide, scale)
+    pairs = [(r, grad_r), (products, grad_products)]
+    used, given = zip(*(pair for pair in pairs if pair[1] is not None), strict=True)
+    return (r, products), torch.autograd.grad(used, wide, [g.double() for g in given])
+
+
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30, 1e37])
-def test_rows_of_any_size(build, scale):
+def test_rows_of_any_size(build, kernels, scale):
     z = rows(40, 9) * scale
     z[7] = 0
+    small = 1e-6 if scale < 1e-38 else 1.0  # or the gradient overflows
+    grad = small * rows(40, 9, seed=3)
+    (true, _), (true_grad,) = exact([z], 3.0, grad, None)
     for strided in (z, z.T.contiguous().T, torch.cat([z, z], 1)[:, :9]):
-        leaf = strided.detach().requires_grad_()
-        u = unit_rows(leaf, 3.0)
-        wide = z.double().requires_grad_()
-        with dispatch.use("eager"):
-            exact = unit_rows(wide, 3.0)
-        torch.testing.assert_close(u, exact.float(), rtol=1e-6, atol=1e-6)
-        small = 1e-6 if scale < 1e-38 else 1.0  # or the gradient overflows
-        grad = small * rows(40, 9, seed=3)
-        (ours,) = torch.autograd.grad(u, leaf, grad)
-        (true,) = torch.autograd.grad(exact, wide, grad.double())
+        r, norm, _ = kernels.forward([strided], scale=3.0)
+        torch.testing.assert_close(r, true.float(), rtol=1e-6, atol=1e-6)
+        (ours,) = kernels.backward([grad], None, [strided], norm, [True], scale=3.0)
         assert (ours[7] == 0).all()
         size = z.double().norm(dim=1, keepdim=True) / small
-        torch.testing.assert_close(ours * size, true * size, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours * size, true_grad * size, rtol=1e-5, atol=1e-5)
 
 
-def test_pairs_give_each_view_its_gradient_and_no_other():
-    z1, z2 = views(17, 6)
+def test_pairs_give_each_view_its_gradient_and_no_other(kernels):
+    both = views(17, 6)
     grad_r, grad_products = rows(34, 6, seed=4), rows(34, 1, seed=5)[:, 0]
-    for wanted in ((True, True), (True, False), (False, True)):
-        for given in ((grad_r, grad_products), (grad_r, None), (None, grad_products)):
-            found = []
-            for dtype in (torch.float32, torch.float64):
-                both = [
-                    z.to(dtype).requires_grad_(w) for z, w in zip((z1, z2), wanted, strict=True)
-                ]
-                outputs = unit_pairs(*both, 1.7)
-                pairs = [
-                    (o, g.to(dtype)) for o, g in zip(outputs, given, strict=True) if g is not None
-                ]
-                used, weights = zip(*pairs, strict=True)
-                asked = [z for z, w in zip(both, wanted, strict=True) if w]
-                found.append([g.double() for g in torch.autograd.grad(used, asked, weights)])
-            for ours, true in zip(*found, strict=True):
-                torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-6)
+    r, norm, products = kernels.forward(both, scale=1.7)
+    for given in ((grad_r, grad_products), (grad_r, None), (None, grad_products)):
+        outputs, true = exact(both, 1.7, *given)
+        for ours, exactly in zip((r, products), outputs, strict=True):
+            torch.testing.assert_close(ours, exactly.float(), rtol=1e-6, atol=1e-6)
+        of_views = (None, None) if given[0] is None else given[0].chunk(2)
+        for needs in ((True, True), (True, False), (False, True)):
+            found = kernels.backward(of_views, given[1], both, norm, needs, scale=1.7)
+            assert [g is not None for g in found] == list(needs)
+            for ours, exactly in zip(found, true, strict=True):
+                if ours is not None:
+                    torch.testing.assert_close(ours.double(), exactly, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_rows_are_widened_and_rounded_as_asked(kernels, dtype):
+    both = [z.to(dtype) for z in views(17, 6)]
+    wide, _, products = kernels.forward(both, scale=1.7)
+    narrow, _, same = kernels.forward(both, scale=torch.tensor(1.7), dtype=dtype)
+    assert (wide.dtype, narrow.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(narrow, wide.to(dtype))
+    torch.testing.assert_close(same, products, rtol=1e-6, atol=1e-6)
 
 
 def test_in_one_dimension_the_gradient_is_exactly_zero():
-    z = rows(20, 1).requires_grad_()
-    other = rows(20, 1, seed=1).requires_grad_()
-    r, products = unit_pairs(z, other, 0.3**-0.5)
-    ((r * rows(40, 1, seed=2)).sum() + (products * 0.37).sum()).backward()
-    assert (z.grad == 0).all()
-    assert (other.grad == 0).all()
+    both = rows(20, 1), rows(20, 1, seed=1)
+    _, norm, _ = native.unit_rows.forward(both, scale=0.3**-0.5)
+    grads = rows(40, 1, seed=2).chunk(2)
+    found = native.unit_rows.backward(grads, torch.full((40,), 0.37), both, norm, (True, True))
+    assert all((grad == 0).all() for grad in found)

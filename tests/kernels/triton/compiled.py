@@ -25,12 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded, Positives
-from cosloss.kernels.eager.walk import Matrix
+from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
 from cosloss.kernels.triton import cosine_similarity, in_batch, unit_rows
+from cosloss.problem import Mask, PositiveMask, Problem
 
 SHARED_LIMIT = 227 * 1024  # bytes that one program may have on an H200
 SPILL_LIMIT = 256  # bytes per thread
@@ -134,31 +131,33 @@ def compile_rows(dtype: torch.dtype, columns: int) -> None:
 
 def compile_unit_rows(dtype: torch.dtype, columns: int) -> None:
     views = torch.zeros(2, 1000, columns, dtype=dtype).unbind()
-    _, norm, products = unit_rows.forward(views, 3.0, dtype)
-    grads = torch.zeros(2, 1000, columns).unbind()
-    unit_rows.backward(grads, products, views, norm, (True, True), 3.0)
+    for scale in (3.0, torch.tensor(3.0)):
+        _, norm, products = unit_rows.forward(views, scale, dtype)
+        grads = torch.zeros(2, 1000, columns).unbind()
+        unit_rows.backward(grads, products, views, norm, (True, True), scale)
 
 
 def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
-    """The engine as a loss of this kind of total uses it."""
-    r = c = torch.zeros(ROWS, columns)
+    """The engine as a criterion of this kind uses it."""
+    r = c = torch.zeros(ROWS, columns, dtype=dtype)
     bias = None
-    diagonals = Excluded((0, ROWS // 2, -ROWS // 2))
+    diagonals = Mask((0, ROWS // 2, -ROWS // 2))
     if kind == "exp":
-        c, matrix = None, Matrix(CrossEntropy(10.0), diagonals, True, dtype)
+        c, matrix = None, Problem(CrossEntropy(10.0), diagonals, True)
     elif kind == "hinge":
-        c, matrix = None, Matrix(CosineEmbedding(0.1, 3), diagonals, True, dtype)
+        c, matrix = None, Problem(CosineEmbedding(0.1, 3), diagonals, True)
     elif kind == "logsumexp":
         groups = torch.zeros(ROWS, dtype=torch.int64)
-        pairs = Excluded(groups=(groups, groups), classes=(groups, groups))
-        positives = Positives(groups, groups, torch.ones(ROWS))
-        matrix = Matrix(Contrast(), pairs, True, dtype, positives)
+        pairs = Mask(groups=(groups, groups), classes=(groups, groups))
+        positives = PositiveMask(groups, groups, torch.ones(ROWS))
+        matrix = Problem(DecoupledCrossEntropy(), pairs, True, positives=positives)
     else:
-        bias, matrix = torch.zeros(()), Matrix(SigmoidContrast(), Excluded((0,)), False, dtype)
+        bias, matrix = torch.zeros(()), Problem(SigmoidContrast(), Mask((0,)), False)
     total = in_batch.forward(r, c, bias, matrix)
     needs = (True, c is not None, bias is not None)
-    pulls = None if matrix.positives is None else total
-    in_batch.backward(total, total, r, c, bias, matrix, needs, pulls)
+    d_pos_logit = None if matrix.positives is None else total
+    asked = {"needs": needs, "d_pos_logit": d_pos_logit}
+    in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
 
 
 def main() -> int:

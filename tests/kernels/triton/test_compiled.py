@@ -18,7 +18,7 @@ def test_kernels_compile_for_compute_capability_9():
     row_wise = [
         f"{op}_{way}" for op in ("cosine_similarity", "unit_rows") for way in ("fwd", "bwd")
     ]
-    for kernel in (*row_wise, "in_batch_totals"):
+    for kernel in (*row_wise, "in_batch_stats"):
         assert any(kernel in line for line in lines)
     for kernel in ("in_batch_fwd", "in_batch_bwd"):
         tensor_cores = [line for line in lines if kernel in line]

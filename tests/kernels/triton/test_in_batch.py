@@ -1,18 +1,13 @@
 """The in-batch kernels against the table's budgets, the twin in float64, and any shape of tiles."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from cosloss import functional, reference
+from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.eager.cross_entropy import Contrast, CrossEntropy
-from cosloss.kernels.eager.in_batch_cosine_embedding import CosineEmbedding
-from cosloss.kernels.eager.sigmoid_contrastive import SigmoidContrast
-from cosloss.kernels.eager.tiles import Excluded, Positives
-from cosloss.kernels.eager.walk import Matrix
 from cosloss.kernels.triton import in_batch, tile, tuning
+from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
 
@@ -31,9 +26,9 @@ LOSSES = {
     ),
     "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t),
 }
-TILE_LOSSES = {
+CRITERIA = {
     "exp": CrossEntropy(40.0),
-    "logsumexp": Contrast(),
+    "logsumexp": DecoupledCrossEntropy(),
     "softplus": SigmoidContrast(),
     "hinge": CosineEmbedding(0.1, 3),
 }
@@ -52,9 +47,9 @@ def calls(monkeypatch):
     def note(name):
         function = getattr(in_batch, name)
 
-        def noted(*arguments):
+        def noted(*arguments, **keywords):
             names.append(name)
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         monkeypatch.setattr(in_batch, name, noted)
 
@@ -76,21 +71,21 @@ def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "chunks"), [(1, 3), (33, 1), (48, 2), (70, 3), (70, 32)])
-@pytest.mark.parametrize("kind", TILE_LOSSES)
+@pytest.mark.parametrize("kind", CRITERIA)
 @pytest.mark.parametrize("columns", [None, 7, 40], ids=["symmetric", "7", "40"])
 def test_totals_whatever_the_tiles(kind, columns, rows, chunks, monkeypatch):
     monkeypatch.setattr(in_batch, "CHUNKS", chunks)
     r, c = problem(rows, columns)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
+    matrix = Problem(CRITERIA[kind], Mask((0, 3, -3)), True)
     found = in_batch.forward(*single(r, c), None, matrix)
-    exact = eager.forward(r, c, None, wide(matrix))
+    exact = eager.forward(r, c, None, matrix)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize(
     ("whole", "processors"), [(True, 40), (False, 1)], ids=["whole, dealt out", "in parts"]
 )
-@pytest.mark.parametrize("kind", TILE_LOSSES)
+@pytest.mark.parametrize("kind", CRITERIA)
 @pytest.mark.parametrize("columns", [None, 60], ids=["symmetric", "two-way"])
 def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypatch):
     monkeypatch.setattr(tuning, "processors", lambda like: processors)
@@ -99,17 +94,17 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
             monkeypatch.setitem(table, 4, 16)
         monkeypatch.setitem(tuning.PART, 4, 16)
     r, c = problem(41, columns, 37)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((0, 3, -3)), True, torch.float32)
+    matrix = Problem(CRITERIA[kind], Mask((0, 3, -3)), True)
     assert_gradients(r, c, None, matrix, (True, c is not None, False))
 
 
 @pytest.mark.parametrize("two_way", [True, False], ids=["two-way", "one-way"])
-@pytest.mark.parametrize("kind", TILE_LOSSES)
+@pytest.mark.parametrize("kind", CRITERIA)
 def test_groups_bias_and_one_way(kind, two_way):
     r, c = problem(35, 22)
-    groups = Excluded(groups=(torch.arange(35) % 6, torch.arange(22) % 5))
+    groups = Mask(groups=(torch.arange(35) % 6, torch.arange(22) % 5))
     bias = torch.tensor(-0.3, dtype=torch.float64)
-    matrix = Matrix(TILE_LOSSES[kind], groups, two_way, torch.float32)
+    matrix = Problem(CRITERIA[kind], groups, two_way)
     for needs in ((True, True, True), (False, False, True), (False, True, False)):
         assert_gradients(r, c, bias, matrix, needs)
 
@@ -121,12 +116,13 @@ def test_positives_have_weights_of_their_own(kind, columns, dtype):
     r, c = problem(35, columns)
     r, c = r.to(dtype), None if c is None else c.to(dtype)
     ids = torch.arange(35) % 3, torch.arange(columns or 35) % 3
-    pairs = Excluded((0,), tuple(x // 2 for x in ids), ids)
-    positives = Positives(*ids, torch.ones(35))
-    matrix = Matrix(TILE_LOSSES[kind], pairs, True, dtype, positives)
+    pairs = Mask((0,), tuple(x // 2 for x in ids), ids)
+    positives = PositiveMask(*ids, torch.ones(35))
+    matrix = Problem(CRITERIA[kind], pairs, True, positives=positives)
     wide_r, wide_c = r.double(), None if c is None else c.double()
     rounding = 1e-6 if dtype == torch.float32 else 1e-3
-    assert_gradients(wide_r, wide_c, None, matrix, (True, c is not None, False), rounding)
+    needs = (True, c is not None, False)
+    assert_gradients(wide_r, wide_c, None, matrix, needs, rounding, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -159,37 +155,38 @@ def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin():
 def test_a_row_without_pairs_has_total_and_gradient_zero():
     r, c = problem(20, 9)
     rows, columns = torch.arange(20) % 3, torch.zeros(9, dtype=torch.int64)
-    for kind, loss in TILE_LOSSES.items():
-        matrix = Matrix(loss, Excluded(groups=(rows, columns)), False, torch.float32)
+    for kind, loss in CRITERIA.items():
+        matrix = Problem(loss, Mask(groups=(rows, columns)), False)
         total = in_batch.forward(*single(r, c), None, matrix)
         without = total[rows == 0]
         assert (without < -1e300).all() if "exp" in kind else (without == 0).all()
-        grad, _, _ = in_batch.backward(
-            torch.ones(20).double(), total, *single(r, c), None, matrix, (True, False, False)
-        )
+        asked = {"d_stat": torch.ones(20).double(), "stat": total, "needs": (True, False, False)}
+        grad, _, _ = in_batch.backward(*single(r, c), None, matrix, **asked)
         assert (grad[rows == 0] == 0).all()
         assert (grad[rows == 1].abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", TILE_LOSSES)
+@pytest.mark.parametrize("kind", CRITERIA)
 def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
     r, c = problem(70, 33)
     r, c = r.to(dtype), c.to(dtype)
-    matrix = Matrix(TILE_LOSSES[kind], Excluded((0,)), True, dtype)
-    found = in_batch.forward(r.float(), c.float(), None, matrix)
-    exact = eager.forward(r.double(), c.double(), None, wide(matrix))
+    matrix = Problem(CRITERIA[kind], Mask((0,)), True)
+    found = in_batch.forward(r, c, None, matrix)
+    exact = eager.forward(r.double(), c.double(), None, matrix)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=2e-6)
     # weights are rounded to the dtype for the second product, and nothing else is
     rounding = torch.finfo(dtype).eps / 2
-    assert_gradients(r.double(), c.double(), None, matrix, (True, True, False), rounding)
+    needs = (True, True, False)
+    assert_gradients(r.double(), c.double(), None, matrix, needs, rounding, dtype=dtype)
 
 
 def test_float16_weights_far_below_its_range():
     r, c = problem(40, 30)
-    matrix = Matrix(TILE_LOSSES["exp"], Excluded(()), True, torch.float16)
+    matrix = Problem(CRITERIA["exp"], Mask(()), True)
     r, c = r.half().double(), c.half().double()
-    assert_gradients(r, c, None, matrix, (True, True, False), 5e-4, scale=1e-9)
+    needs = (True, True, False)
+    assert_gradients(r, c, None, matrix, needs, 5e-4, scale=1e-9, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -245,9 +242,11 @@ def test_nan_makes_every_loss_nan():
 )
 def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
     right = in_batch.backward
-    monkeypatch.setattr(in_batch, "backward", lambda *a: (change(right(*a)[0]), None, None))
+    monkeypatch.setattr(
+        in_batch, "backward", lambda *a, **k: (change(right(*a, **k)[0]), None, None)
+    )
     r, _ = problem(20, None)
-    matrix = Matrix(TILE_LOSSES["exp"], Excluded((0,)), True, torch.float32)
+    matrix = Problem(CRITERIA["exp"], Mask((0,)), True)
     with pytest.raises(AssertionError):
         assert_gradients(r, None, None, matrix, (True, False, False))
 
@@ -282,19 +281,18 @@ def single(*tensors):
     return [None if x is None else x.float() for x in tensors]
 
 
-def wide(matrix):
-    return replace(matrix, dtype=torch.float64)
-
-
-def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37):
+def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37, dtype=torch.float32):
     """The kernel's gradients are the eager backend's in float64, to `rounding` of each weight."""
-    exact_total = eager.forward(r, c, bias, wide(matrix))
+    exact_total = eager.forward(r, c, bias, matrix)
     grad = scale * torch.linspace(0.5, 2, exact_total.numel(), dtype=torch.float64)
     inputs = r, c, bias
-    total = in_batch.forward(*single(*inputs), matrix)
-    pulls = None if matrix.positives is None else 0.02 * grad.flip(0)
-    found = in_batch.backward(grad, total, *single(*inputs), matrix, needs, pulls)
-    exact = eager.backward(grad, exact_total, *inputs, wide(matrix), needs, pulls)
+    narrow = [None if x is None else x.to(dtype) for x in (r, c)]
+    narrow += single(bias)
+    total = in_batch.forward(*narrow, matrix)
+    d_pos_logit = None if matrix.positives is None else 0.02 * grad.flip(0)
+    asked = {"d_stat": grad, "needs": needs, "d_pos_logit": d_pos_logit}
+    found = in_batch.backward(*narrow, matrix, stat=total, **asked)
+    exact = eager.backward(*inputs, matrix, stat=exact_total, **asked)
     for own, other, need in zip(found, exact, needs, strict=True):
         assert (own is not None) == need
         if own is not None:

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from cosloss import nt_xent_loss
-from cosloss.kernels import dispatch
+from cosloss.kernels.eager import unit_rows as eager
 from cosloss.kernels.triton import in_batch
 from cosloss.kernels.triton import unit_rows as kernels
-from cosloss.ops import unit_pairs, unit_rows
 from experiments.benchmarks.measure import peak_memory
 
 pytestmark = [
@@ -23,13 +22,12 @@ def rows(count, columns, seed=0, dtype=torch.float32):
     return torch.randn(count, columns, generator=generator).to(dtype)
 
 
-def exact(function, views, grads, scale):
-    """Outputs and gradients in float64, without the kernels."""
+def exact(views, scale, *grads):
+    """Outputs and gradients in float64, by the operations' own derivative."""
     wide = [z.double().requires_grad_() for z in views]
-    with dispatch.use("eager"):
-        outputs = function(*wide, scale)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return outputs, torch.autograd.grad(outputs, wide, [g.double() for g in grads])
+    r, _, products = eager.forward(wide, scale)
+    outputs = (r, products)[: len(grads)]
+    return outputs, torch.autograd.grad(outputs, wide, [g.double() for g in grads])
 
 
 @pytest.mark.parametrize("columns", [1, 9, 128, 2100], ids=str)
@@ -38,13 +36,15 @@ def test_pairs_and_their_gradients(dtype, columns):
     views = [rows(21, columns, seed, dtype) for seed in (0, 1)]
     views[0][3] = 0
     grads = rows(42, columns, 2), rows(42, 1, 3)[:, 0]
-    true, true_grads = exact(unit_pairs, views, grads, 1.7)
-    leaves = [z.detach().requires_grad_() for z in views]
-    ours = unit_pairs(*leaves, 1.7)
-    assert [x.dtype for x in ours] == [torch.float32] * 2
-    for found, wanted in zip(ours, true, strict=True):
-        torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=2e-7)
-    found = torch.autograd.grad(ours, leaves, grads)
+    true, true_grads = exact(views, 1.7, *grads)
+    for scale in (1.7, torch.tensor(1.7), torch.tensor(1.7, dtype=torch.float64)):
+        r, norm, products = kernels.forward(views, scale=scale)
+        assert [x.dtype for x in (r, products)] == [torch.float32] * 2
+        for found, wanted in zip((r, products), true, strict=True):
+            torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=2e-7)
+        found = kernels.backward(
+            grads[0].chunk(2), grads[1], views, norm, (True, True), scale=scale
+        )
     assert [g.dtype for g in found] == [dtype] * 2
     rounding = torch.finfo(dtype).eps
     for own, wanted in zip(found, true_grads, strict=True):
@@ -60,12 +60,11 @@ def test_rows_of_any_size_and_stride(scale):
     z, grad = rows(40, 9) * scale, rows(40, 9, 3)
     z[7] = 0
     small = 1e-6 if scale < 1e-38 else 1.0  # or the gradient overflows
-    (true,), (true_grad,) = exact(unit_rows, [z], [small * grad], 3.0)
+    (true,), (true_grad,) = exact([z], 3.0, small * grad)
     for strided in (z, z.T.contiguous().T, torch.cat([z, z], 1)[:, :9]):
-        leaf = strided.detach().requires_grad_()
-        u = unit_rows(leaf, 3.0)
-        torch.testing.assert_close(u.double(), true, rtol=2e-7, atol=2e-7)
-        (ours,) = torch.autograd.grad(u, leaf, small * grad)
+        r, norm, _ = kernels.forward([strided], scale=3.0)
+        torch.testing.assert_close(r.double(), true, rtol=2e-7, atol=2e-7)
+        (ours,) = kernels.backward([small * grad], None, [strided], norm, [True], scale=3.0)
         assert (ours[7] == 0).all()
         size = z.double().norm(dim=1, keepdim=True) / small
         torch.testing.assert_close(ours * size, true_grad * size, rtol=1e-6, atol=1e-6)
@@ -78,7 +77,7 @@ def test_only_what_needs_a_gradient_gets_one_from_what_has_one():
     for given in ((grads[0], None), (None, grads[1])):
         whole = [torch.zeros_like(g) if x is None else x for x, g in zip(given, grads, strict=True)]
         of_views = (None, None) if given[0] is None else given[0].chunk(2)
-        _, true = exact(unit_pairs, views, whole, 1.7)
+        _, true = exact(views, 1.7, *whole)
         for needs in ((True, True), (True, False), (False, True)):
             found = kernels.backward(of_views, given[1], views, norm, needs, scale=1.7)
             for own, wanted, need in zip(found, true, needs, strict=True):

@@ -1,10 +1,10 @@
-"""The forward kernels of the in-batch losses: every row's total, and every column's.
+"""The forward kernels of the in-batch losses: every row's statistic, and every column's.
 
 Rows and columns are dealt out in chunks, and a program has the tiles of one chunk of rows and one
-of columns. What it adds up of a row goes to the rows' sums, (chunks of columns, rows), in the line
-of its chunk of columns; what it adds up of a column to the columns' sums, (chunks of rows,
-columns), in the line of its chunk of rows. So each of these numbers is one program's: nothing is
-atomic, and two runs give the same bits. A second kernel adds up the lines.
+of columns. A row's partial sum goes to row_sums, (chunks of columns, rows), at the number of the
+program's chunk of columns; a column's to column_sums, (chunks of rows, columns), at that of its
+chunk of rows. So each of these numbers is one program's: nothing is atomic, and two runs give the
+same bits. A second kernel adds up the partial sums.
 
 Of a symmetric matrix, whose columns' sums are the rows', only the tiles on and above the diagonal
 are walked: no program's chunk of columns comes before its chunk of rows.
@@ -13,7 +13,7 @@ are walked: no program's chunk of columns comes before its chunk of rows.
 import triton
 import triton.language as tl
 
-from cosloss.kernels.triton.tile import EMPTY, load_rows, products, value, without_excluded
+from cosloss.kernels.triton.tile import EMPTY, load_rows, products, value, with_mask
 
 
 @triton.jit
@@ -21,24 +21,24 @@ def in_batch_fwd_kernel(
     r,
     c,
     bias,
-    of_rows,
-    of_columns,
+    row_sums,
+    column_sums,
     ids,
-    offsets,
+    diagonals,
     rows,
     columns,
     D,
     margin,
     KIND: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    TWO_WAY: tl.constexpr,
+    COLUMN_LOSSES: tl.constexpr,
     DIAGONALS: tl.constexpr,
     PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """of_rows, of_columns: pointers to the sums and, for a logsumexp, to the greatest logits."""
+    """row_sums, column_sums: pointers to partial sums and, for an lse, to the largest logits."""
     row_chunk, column_chunk = tl.program_id(1), tl.program_id(0)
     if SYMMETRIC and column_chunk < row_chunk:
         return
@@ -48,13 +48,13 @@ def in_batch_fwd_kernel(
     first_i, first_j = row_chunk * height, column_chunk * width
     last_i = tl.minimum(first_i + height, row_blocks)
     last_j = tl.minimum(first_j + width, column_blocks)
-    row_line = column_chunk.to(tl.int64) * rows
-    column_line = row_chunk.to(tl.int64) * columns
+    row_place = column_chunk.to(tl.int64) * rows
+    column_place = row_chunk.to(tl.int64) * columns
     for i in range(first_i, last_i):
-        _clear(of_rows, row_line, i * BLOCK + tl.arange(0, BLOCK), rows, KIND)
-    if TWO_WAY:
+        _clear(row_sums, row_place, i * BLOCK + tl.arange(0, BLOCK), rows, KIND)
+    if COLUMN_LOSSES:
         for j in range(first_j, last_j):
-            _clear(of_columns, column_line, j * BLOCK + tl.arange(0, BLOCK), columns, KIND)
+            _clear(column_sums, column_place, j * BLOCK + tl.arange(0, BLOCK), columns, KIND)
     tl.debug_barrier()
 
     for i in range(first_i, last_i):
@@ -75,54 +75,54 @@ def in_batch_fwd_kernel(
                 x = products(r, c, row, column, rows, columns, D, BLOCK_D, PRECISION)
             if bias is not None:
                 x += tl.load(bias)
-            x = without_excluded(x, row, column, rows, columns, ids, offsets, DIAGONALS)
+            x = with_mask(x, row, column, rows, columns, ids, diagonals, DIAGONALS)
             if KIND == "logsumexp":
                 now = tl.maximum(highest, tl.max(x, 1))
                 total = total * tl.exp(highest - now) + tl.sum(tl.exp(x - now[:, None]), 1)
                 highest = now
-                if TWO_WAY:
+                if COLUMN_LOSSES:
                     peak = tl.maximum(tl.max(x, 0), EMPTY)
                     mass = tl.sum(tl.exp(x - peak[None, :]), 0)
             else:
                 summand = value(x, margin, KIND)
                 total += tl.sum(summand, 1)
-                if TWO_WAY:
+                if COLUMN_LOSSES:
                     mass, peak = tl.sum(summand, 0), 0.0
-            if TWO_WAY:
+            if COLUMN_LOSSES:
                 counted = column < columns
                 if SYMMETRIC:
                     # a tile on the diagonal has every pair twice, and counts in its rows
                     counted &= column >= (i + 1) * BLOCK
-                _add(of_columns, column_line + column, counted, mass, peak, KIND)
+                _add(column_sums, column_place + column, counted, mass, peak, KIND)
         tl.debug_barrier()
-        _add(of_rows, row_line + row, row < rows, total, highest, KIND)
+        _add(row_sums, row_place + row, row < rows, total, highest, KIND)
         tl.debug_barrier()
 
 
 @triton.jit
-def in_batch_totals_kernel(
-    partial,
+def in_batch_stats_kernel(
+    sums,
     largest,
     out,
-    lines,
-    totals,
+    partials,
+    count,
     empty: tl.constexpr,
     KIND: tl.constexpr,
-    LINES: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up the lines in float64, and take the logarithm where there is one."""
+    """Add up the partial sums in float64, and take the logarithm where there is one."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((LINES, BLOCK), tl.float64)
-    highest = tl.full((LINES, BLOCK), EMPTY, tl.float32)
+    total = tl.zeros((NUM_PARTIALS, BLOCK), tl.float64)
+    highest = tl.full((NUM_PARTIALS, BLOCK), EMPTY, tl.float32)
     if KIND == "logsumexp":
-        for start in range(0, lines, LINES):
-            pointers, mask = _lines(start, column, lines, totals, LINES)
+        for start in range(0, partials, NUM_PARTIALS):
+            pointers, mask = _partials(start, column, partials, count, NUM_PARTIALS)
             highest = tl.maximum(highest, tl.load(largest + pointers, mask=mask, other=EMPTY))
     peak = tl.max(highest, 0)
-    for start in range(0, lines, LINES):
-        pointers, mask = _lines(start, column, lines, totals, LINES)
-        part = tl.load(partial + pointers, mask=mask, other=0).to(tl.float64)
+    for start in range(0, partials, NUM_PARTIALS):
+        pointers, mask = _partials(start, column, partials, count, NUM_PARTIALS)
+        part = tl.load(sums + pointers, mask=mask, other=0).to(tl.float64)
         if KIND == "logsumexp":
             part_peak = tl.load(largest + pointers, mask=mask, other=EMPTY)
             part *= tl.exp(part_peak.to(tl.float64) - peak.to(tl.float64)[None, :])
@@ -130,20 +130,20 @@ def in_batch_totals_kernel(
     result = tl.sum(total, 0)
     if KIND == "exp" or KIND == "logsumexp":
         result = tl.where(result == 0, empty, tl.log(result) + _shift(peak, KIND))
-    tl.store(out + column, result, mask=column < totals)
+    tl.store(out + column, result, mask=column < count)
 
 
 @triton.jit
-def _clear(sums, line, place, count, KIND: tl.constexpr):
-    tl.store(sums[0] + line + place, tl.zeros(place.shape, tl.float32), mask=place < count)
+def _clear(sums, start, place, count, KIND: tl.constexpr):
+    tl.store(sums[0] + start + place, tl.zeros(place.shape, tl.float32), mask=place < count)
     if KIND == "logsumexp":
         empty = tl.full(place.shape, EMPTY, tl.float32)
-        tl.store(sums[1] + line + place, empty, mask=place < count)
+        tl.store(sums[1] + start + place, empty, mask=place < count)
 
 
 @triton.jit
 def _add(sums, place, mask, mass, peak, KIND: tl.constexpr):
-    """Add to the program's own sums; a logsumexp's come as mass * exp(peak)."""
+    """Add to the program's partial sums; a logsumexp's come as mass * exp(peak)."""
     before = tl.load(sums[0] + place, mask=mask, other=0)
     if KIND == "logsumexp":
         highest = tl.load(sums[1] + place, mask=mask, other=EMPTY)
@@ -154,10 +154,11 @@ def _add(sums, place, mask, mass, peak, KIND: tl.constexpr):
 
 
 @triton.jit
-def _lines(start, column, lines, totals, LINES: tl.constexpr):
-    line = start + tl.arange(0, LINES)
-    pointers = line.to(tl.int64)[:, None] * totals + column[None, :]
-    return pointers, (line < lines)[:, None] & (column < totals)[None, :]
+def _partials(start, column, partials, count, NUM_PARTIALS: tl.constexpr):
+    """The places of NUM_PARTIALS partial sums of each column, and which of them there are."""
+    partial = start + tl.arange(0, NUM_PARTIALS)
+    pointers = partial.to(tl.int64)[:, None] * count + column[None, :]
+    return pointers, (partial < partials)[:, None] & (column < count)[None, :]
 
 
 @triton.jit

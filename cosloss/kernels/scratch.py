@@ -1,16 +1,36 @@
-"""Memory that a step gives to the next one, so that the CPU's pages need no new mapping."""
+"""Memory of the CPU: fresh for large results, and kept from step to step for scratch.
 
+A gradient is written once, into memory the system has not backed yet. For two float32 gradients of
+65536 x 128 the page faults take longer than the arithmetic; 2 MiB pages need 512 times fewer, and
+memory that a step hands to the next one needs none.
+"""
+
+import ctypes
 import math
+import sys
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager.memory import empty
-
+_HUGE_PAGE = 1 << 21
+_MADV_HUGEPAGE = 14
 LARGEST_SCRATCH = 16 * 2**20  # bytes; beyond, mapping the pages takes little of the step
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor with like's dtype, in huge pages where the system offers them."""
+    result = like.new_empty(shape)
+    if result.nbytes < _HUGE_PAGE or not result.is_cpu or _madvise is None:
+        return result
+    start = -(-result.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+    size = (result.data_ptr() + result.nbytes - start) // _HUGE_PAGE * _HUGE_PAGE
+    if size > 0:
+        # advice only: where it is refused, the pages are small ones
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+    return result
 
 
 class Workspace(threading.local):
@@ -72,6 +92,13 @@ def _bytes(size: int) -> Tensor:
         return empty((size,), torch.empty(0, dtype=torch.uint8, device="cpu"))
 
 
+def _system_madvise() -> Callable[..., int] | None:
+    if sys.platform != "linux":
+        return None
+    return ctypes.CDLL(None).madvise
+
+
+_madvise = _system_madvise()
 workspace = Workspace()
 
 
@@ -79,7 +106,7 @@ def release_memory() -> None:
     """Hand back the memory that this thread's losses keep from one step to the next.
 
     On a CPU that is up to 256 MiB of tiles, of the last loss alone, and at most 16 MiB for each of
-    a few other uses.
+    a few other uses. The compiled kernels' threads keep a tile each, which stays with them.
 
     Example:
         >>> release_memory()

@@ -1,0 +1,151 @@
+"""The operands of an in-batch loss: its embeddings scaled to logits, and their positives.
+
+With u = z / |z|, rows R = u / sqrt(T) for a temperature T, and columns C likewise, the logits are
+R C^T + b. A loss L reaches T through R, C and the positives alone, all of them powers of T:
+
+    grad_T = -(<R, grad_R> + <C, grad_C>) / 2T - sum_i p_i grad_p_i / T,    p_i = <r_i, r_pair(i)>.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cosloss.kernels.stats import Gradients
+from cosloss.problem import Problem
+
+Rows = tuple[Tensor, Tensor | None, Tensor | None]  # a first view, a second, and queued negatives
+
+
+@dataclass
+class Operands:
+    """The factors of the logit matrix, and the logits of the pairs.
+
+    r: (N, D). c: (M, D), or None where the columns are the rows.
+    pair: each row's logit with its pair, first view first, or its distance 1 - S where the
+        criterion wants that; None of a single view.
+    norms: of the rows, and of the queued negatives.
+    """
+
+    r: Tensor
+    c: Tensor | None
+    pair: Tensor | None
+    norms: tuple[Tensor, ...]
+
+    def release(self) -> None:
+        """Hand back the memory of r and c, which serves the gradients."""
+        self.r, self.c = self.r.new_empty(0), None
+
+
+def operands_of(
+    unit_rows: ModuleType,
+    rows: Rows,
+    temperature: float | Tensor,
+    problem: Problem,
+    dtype: torch.dtype | None,
+) -> Operands:
+    """The operands by a backend's `unit_rows`, in the products' dtype, or None for a wide one."""
+    views, negatives, scale = _views(rows), rows[2], temperature**-0.5
+    distance = problem.criterion.distance
+    r, norm, pair = unit_rows.forward(views, scale=scale, dtype=None if distance else dtype)
+    n = views[0].shape[0]
+    if distance:
+        pair = _distance(r[:n], r[n:]).repeat(2)
+        r = r if dtype is None else r.to(dtype)
+    if problem.self_similarity:
+        return Operands(r, None, pair, (norm,))
+    r, c = r[:n], r[n:]
+    if negatives is None:
+        return Operands(r, c, pair, (norm,))
+    c, norm_c, _ = unit_rows.forward([negatives], scale=scale, dtype=dtype)
+    return Operands(r, c, pair, (norm, norm_c))
+
+
+def positives_of(
+    operands: Operands, columns: Tensor | None, bias: Tensor | None, problem: Problem
+) -> Tensor:
+    """Each loss's positive; columns: those that the rows' positives are among, if several."""
+    r, pair = operands.r, operands.pair
+    if problem.positives is not None:
+        return problem.positives.mean_logits(r, r if columns is None else columns)
+    assert pair is not None
+    positive = pair if problem.column_losses else pair[: r.shape[0]]
+    return positive if bias is None else positive + bias
+
+
+def input_grads(
+    unit_rows: ModuleType,
+    rows: Rows,
+    temperature: float | Tensor,
+    problem: Problem,
+    operands: Operands,
+    gradients: Gradients,
+    d_positive: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients on temperature, bias and rows, where needed, from those on the operands."""
+    (grad_r, grad_c, grad_bias), pair, norms = gradients, operands.pair, operands.norms
+    needs_temperature, needs_bias, *needs_rows = needs
+    views, negatives = _views(rows), rows[2]
+    d_pair = None
+    if pair is not None:
+        d_pair = -d_positive if problem.criterion.distance else d_positive
+        d_pair = pad(d_pair.to(pair.dtype), (0, pair.shape[0] - d_pair.shape[0]))
+    d_temperature = None
+    if isinstance(temperature, Tensor) and needs_temperature:
+        along = _inner(operands.r, grad_r)
+        if operands.c is not None:
+            along = along + _inner(operands.c, grad_c)
+        if pair is not None and d_pair is not None:
+            along = along + 2 * _inner(pair, d_pair)
+        d_temperature = (-along / (2 * temperature.to(along))).to(temperature)
+    operands.release()
+    if grad_bias is not None and needs_bias:
+        grad_bias = grad_bias + d_positive.sum().to(grad_bias.dtype)
+    d_views: list[Tensor | None] = [None, None]
+    d_negatives = None
+    scale = temperature**-0.5
+    if any(needs_rows[:2]):
+        grads: Sequence[Tensor | None] = [grad_r, grad_c if negatives is None else None]
+        if problem.self_similarity:
+            grads = [None] if grad_r is None else grad_r.chunk(len(views))
+        needed = needs_rows[: len(views)]
+        d_views[: len(views)] = unit_rows.backward(
+            grads, d_pair, views, norms[0], needed, scale=scale
+        )
+    if negatives is not None and needs_rows[2]:
+        (d_negatives,) = unit_rows.backward(
+            [grad_c], None, [negatives], norms[1], [True], scale=scale
+        )
+    return [d_temperature, grad_bias if needs_bias else None, *d_views, d_negatives]
+
+
+def tile_needs(rows: Rows, problem: Problem, needs: Sequence[bool]) -> tuple[bool, bool, bool]:
+    """Which gradients are needed: on r, c and bias."""
+    temperature, bias, first, second, negatives = needs
+    if problem.self_similarity:
+        return temperature or first or second, False, bias
+    columns = second if rows[2] is None else negatives
+    return temperature or first, temperature or columns, bias
+
+
+def _views(rows: Rows) -> list[Tensor]:
+    first, second, _ = rows
+    return [first] if second is None else [first, second]
+
+
+def _inner(x: Tensor, grad: Tensor | None) -> Tensor:
+    """<x, grad>, added up in float64."""
+    assert grad is not None
+    rows = (x * grad).sum(-1) if x.ndim == 2 else x * grad
+    return rows.sum(dtype=torch.float64)
+
+
+def _distance(u1: Tensor, u2: Tensor) -> Tensor:
+    """1 - <u1, u2> of unit or zero rows, with a small relative error where it is small."""
+    # |u1 - u2|^2 / 2 is that for two unit rows; a zero row's square lacks its half
+    halves = sum((u.detach() == 0).all(1).to(u.dtype) / 2 for u in (u1, u2))
+    return (u1 - u2).square().sum(1) / 2 + halves

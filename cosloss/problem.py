@@ -1,0 +1,149 @@
+"""The problem that a backend solves: a logit matrix, its criterion, and which of its pairs count.
+
+Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits X = R C^T + bias,
+(N, M).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosloss.criteria import KINDS, Criterion, criterion_of
+
+ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The pairs (row, column) that are no negatives, and count in no statistic.
+
+    diagonals: those with column - row = diagonal.
+    groups: ids of the rows and of the columns; those of the same group.
+    classes: ids of the rows and of the columns; only those of a group whose classes differ.
+    """
+
+    diagonals: tuple[int, ...] = ()
+    groups: tuple[Tensor, Tensor] | None = None
+    classes: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def ids(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The groups of rows and columns, then the classes; None where there are none."""
+        return *(self.groups or (None, None)), *(self.classes or (None, None))
+
+    def transposed(self) -> "Mask":
+        """The same pairs as (column, row)."""
+        groups, classes = (pair and pair[::-1] for pair in (self.groups, self.classes))
+        return Mask(tuple(-diagonal for diagonal in self.diagonals), groups, classes)
+
+    def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
+        """Write `value` at the masked pairs of the tile X[i, j], in place."""
+        if self.groups is not None:
+            tile.masked_fill_(self._of_groups(i, j), value)
+        for diagonal in self.diagonals:
+            local = i.start + diagonal - j.start
+            if -tile.shape[0] < local < tile.shape[1]:
+                tile.diagonal(local).fill_(value)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """True at the masked pairs of the whole matrix x."""
+        row, column = (torch.arange(size, device=x.device) for size in x.shape)
+        distance = column - row[:, None]
+        mask = torch.zeros_like(distance, dtype=torch.bool)
+        for diagonal in self.diagonals:
+            mask = mask | (distance == diagonal)
+        return mask if self.groups is None else mask | self._of_groups(ALL, ALL)
+
+    def _of_groups(self, i: slice, j: slice) -> Tensor:
+        assert self.groups is not None
+        mask = self.groups[0][i, None] == self.groups[1][j]
+        if self.classes is not None:
+            mask = mask & (self.classes[0][i, None] != self.classes[1][j])
+        return mask
+
+
+@dataclass(frozen=True)
+class PositiveMask:
+    """The pairs that a row's positive logit is the mean of: of one class, and not masked.
+
+    rows, columns: ids of their classes.
+    count: (N,), how many positives a row has, or 1 if it has none.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    count: Tensor
+
+    def tile(self, i: slice = ALL, j: slice = ALL) -> Tensor:
+        """True at the pairs of one class in the tile X[i, j]."""
+        return self.rows[i, None] == self.columns[j]
+
+    def mean_logits(self, r: Tensor, c: Tensor) -> Tensor:
+        """Each row's positive logit, for rows among the columns and ids below their number."""
+        r, c = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (r, c))
+        sums = torch.zeros_like(c).index_add_(0, self.columns, c)
+        others = sums[self.rows].sub_(r)
+        return others.mul_(r).sum(1) / self.count
+
+    def numbered(self) -> "PositiveMask":
+        """The same pairs, with ids that count from 0; for rows that are the columns."""
+        _, ids = self.columns.unique(return_inverse=True)
+        return PositiveMask(ids, ids, self.count)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A logit matrix's criterion and masks.
+
+    column_losses: whether every column has a loss as well as every row (CLIP's symmetric loss);
+        always so where the columns are the rows.
+    self_similarity: whether the columns are the rows.
+    positives: where a row's positive logit is the mean of several of the matrix; only for an lse
+        with column losses. Their gradient then goes through the matrix too, since close rows are
+        pulled and pushed almost alike, and the two parts cancel best pair by pair.
+    """
+
+    criterion: Criterion
+    mask: Mask
+    column_losses: bool
+    self_similarity: bool = False
+    positives: PositiveMask | None = None
+
+    @property
+    def ids(self) -> tuple[Tensor | None, ...]:
+        """Every tensor that says which pairs are masked or positive."""
+        own = () if self.positives is None else (self.positives.rows, self.positives.columns)
+        return *self.mask.ids, *own
+
+    def split(self, per_loss: Tensor, r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rows' and the columns' part of a vector over the losses."""
+        if c is None:
+            return per_loss, per_loss
+        n = r.shape[0]
+        return per_loss[:n], per_loss[n:] if self.column_losses else None
+
+    def d_pos_logit(self, d_positive: Tensor) -> Tensor | None:
+        """The gradient on each of a row's positive logits, from that on their mean, if several."""
+        return None if self.positives is None else d_positive / self.positives.count
+
+    def flatten(self) -> tuple[list[Tensor], list[int], float]:
+        """Masks, kind and margin, as torch.library takes them: tensors, numbers, a number."""
+        mask, p = self.mask, self.positives
+        given = mask.groups, mask.classes, None if p is None else (p.rows, p.columns, p.count)
+        ids = [x for group in given if group is not None for x in group]
+        kind = KINDS.index(self.criterion.kind)
+        spec = [kind, self.column_losses, *(x is not None for x in given), *mask.diagonals]
+        return ids, [int(x) for x in spec], self.criterion.margin
+
+    @staticmethod
+    def unflatten(ids: Sequence[Tensor], spec: Sequence[int], margin: float) -> "Problem":
+        """A problem with these statistics, whatever loss its criterion makes of them."""
+        kind, column_losses, has_groups, has_classes, has_positives, *diagonals = spec
+        rest = iter(ids)
+        groups = (next(rest), next(rest)) if has_groups else None
+        classes = (next(rest), next(rest)) if has_classes else None
+        positives = PositiveMask(*rest) if has_positives else None
+        mask, criterion = Mask(tuple(diagonals), groups, classes), criterion_of(KINDS[kind], margin)
+        return Problem(criterion, mask, bool(column_losses), positives=positives)
