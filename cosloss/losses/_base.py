@@ -1,5 +1,6 @@
 """The base of the loss modules: hyperparameters, and scalars that may be learnt."""
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,7 @@ class Loss(nn.Module):
 
     function: str
     hyperparameters: tuple[str, ...]
+    __signature__: inspect.Signature
 
     def reference(self) -> Callable[..., Tensor]:
         """This module's twin in plain autograd torch operations, on one process."""
@@ -71,6 +73,15 @@ class ContrastiveLoss(Loss):
     """
 
     log_temperature: Any  # a parameter, or the logarithm of the fixed temperature
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the keywords of `Options` by name, in help() and in notebooks."""
+        super().__init_subclass__(**kwargs)
+        own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        shared = inspect.signature(ContrastiveLoss.__init__).parameters
+        named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [shared[name] for name in Options.__annotations__]
+        cls.__signature__ = inspect.Signature([*named, *options])
 
     def __init__(
         self,

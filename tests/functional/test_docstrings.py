@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import cosloss
 from cosloss import functional
 
 LOSSES = ("nt_xent_loss", "info_nce_loss", "sup_con_loss", "sigmoid_contrastive_loss")
@@ -31,3 +32,14 @@ def test_shared_options_have_one_description(name):
 def test_an_option_of_one_loss_begins_like_the_others():
     shared = argument("nt_xent_loss", "gather_distributed")
     assert argument("sup_con_loss", "gather_distributed").startswith(shared.removesuffix("."))
+
+
+@pytest.mark.parametrize(
+    "name", ["NTXentLoss", "InfoNCELoss", "SupConLoss", "SigmoidContrastiveLoss"]
+)
+def test_modules_show_every_keyword(name):
+    module = getattr(cosloss, name)
+    shown = inspect.signature(module).parameters
+    assert "options" not in shown
+    assert {"temperature", "reduction", "learnable_temperature", "dtype"} <= set(shown)
+    module(**{p.name: p.default for p in shown.values()})
