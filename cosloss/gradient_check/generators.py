@@ -96,13 +96,15 @@ class Draw:
         incoming gradient is.
         """
         shape = (*output.shape, 2) if output.is_complex() else output.shape
-        steps = torch.randint(1, 16, shape, generator=self.generator, device="cpu")
+        small: dict[str, Any] = {"dtype": torch.int8, "generator": self.generator, "device": "cpu"}
+        steps = torch.randint(1, 16, shape, **small)
         steps[steps == 8] = 7 if output.ndim == 0 else 8
-        signs = 2 * torch.randint(2, shape, generator=self.generator, device="cpu") - 1
-        drawn = (steps * signs).double() / 8
+        steps *= 2 * torch.randint(2, shape, **small) - 1
         if output.is_complex():
-            drawn = torch.view_as_complex(drawn)
-        return drawn.to(output.dtype).to(output.device)
+            drawn = torch.view_as_complex(steps.double() / 8).to(output.dtype)
+        else:
+            drawn = steps.to(output.dtype) / 8
+        return drawn.to(output.device)
 
 
 class Draws:
