@@ -21,6 +21,7 @@ from experiments.command_line import USER_ERRORS, one_line_errors
 from experiments.config_types import check_types
 from experiments.processes import leave_process_group
 from experiments.quiet import silence_routine_messages
+from experiments.resuming import changed_settings, check_resumes, describe
 from experiments.run_directory import RunDirectory, check_fits, read_checkpoint
 
 CONFIGS = str(Path(__file__).parent / "configs")
@@ -66,6 +67,8 @@ def build(
         checkpoint = run.find_checkpoint(config.ckpt_path, config.log_root)
         saved = read_checkpoint(checkpoint)
         check_fits(checkpoint, saved["state_dict"], model)
+        changed = changed_settings(saved["hyper_parameters"], values)
+        check_resumes(checkpoint, saved, changed, model)
         step = saved["global_step"]
     elif rank_zero_only.rank == 0:
         run.refuse_if_used()
@@ -85,6 +88,10 @@ def build(
     )
     if trainer.is_global_zero:
         remove_unfinished(run.checkpoints)
+        if checkpoint is not None:
+            told = f"; from here on: {describe(changed)}" if changed else ""
+            print(f"resuming {checkpoint} after step {step}{told}")
+            run.keep_config(step)
         OmegaConf.save(config, run.path / "config.yaml", resolve=True)
     return trainer, model, data, checkpoint
 

@@ -13,7 +13,7 @@ from experiments.errors import UserError
 
 
 class RunDirectory:
-    """`path/checkpoints/{last,best}.ckpt`, `path/results.json` and TensorBoard's event files."""
+    """`path/checkpoints/{last,best}.ckpt`, `config.yaml`, `results.json`, TensorBoard's files."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -28,6 +28,12 @@ class RunDirectory:
                 f"{self.path} already holds a run: choose another hydra.run.dir, "
                 "or continue it with ckpt_path=last"
             )
+
+    def keep_config(self, step: int) -> None:
+        """Keep the config.yaml that is here as that of the steps up to this one."""
+        config = self.path / "config.yaml"
+        if config.exists():
+            config.replace(self.path / f"config_until_step_{step}.yaml")
 
     def remove_if_empty(self) -> None:
         """Take the directory away again where nothing was written into it."""

@@ -17,10 +17,12 @@ SHORT = {
 class TrainingFigures(L.Callback):
     """Log `train/{learning_rate,images_per_second}` and, on a GPU, `train/peak_memory_gib`.
 
-    Speed is that of all processes, from one logged step to the next, without validation.
+    At the steps at which Lightning logs the loss: the rate is the one that this step was taken
+    with. Speed is that of all processes, from one logged step to the next, without validation.
     """
 
     def __init__(self) -> None:
+        self._rate = 0.0
         self._images = 0
         self._since = 0.0
 
@@ -30,11 +32,16 @@ class TrainingFigures(L.Callback):
     def on_validation_end(self, trainer, module) -> None:
         self._restart()
 
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        # at the batch's end the schedule has set the next step's
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self._images += len(batch["image"]) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps:
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
             return
-        figures = {"train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        figures = {"train/learning_rate": self._rate}
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # or the time would be that of queueing the work
             peak = torch.cuda.max_memory_allocated(module.device)
@@ -44,7 +51,7 @@ class TrainingFigures(L.Callback):
         shown = {SHORT[name]: value for name, value in figures.items()}
         module.log_dict(shown, prog_bar=True, logger=False)
         for logger in trainer.loggers:
-            logger.log_metrics(figures, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(figures, loop._batches_that_stepped)
         self._restart()
 
     def _restart(self) -> None:
