@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import report
 from experiments.callbacks.checkpointing import AtomicCheckpointIO, remove_unfinished
 from experiments.callbacks.interruption import CheckpointOnSignal
-from experiments.command_line import USER_ERRORS, one_line_errors
+from experiments.command_line import USER_ERRORS, command, one_line_errors
 from experiments.config_types import check_types
 from experiments.processes import leave_process_group
 from experiments.quiet import silence_routine_messages
@@ -32,9 +33,10 @@ def main(config: DictConfig) -> float:
     """Returns the last val/score, for a sweep that looks for the best."""
     started = time.perf_counter()
     run = RunDirectory(HydraConfig.get().runtime.output_dir)
-    with one_line_errors(run, (*USER_ERRORS, ValueError, TypeError)):
-        trainer, model, data, checkpoint = build(config, run)
-    with one_line_errors(run, USER_ERRORS):
+    writer = run.claimed() if rank_zero_only.rank == 0 else nullcontext()
+    with one_line_errors(run), writer:
+        with one_line_errors(run, (*USER_ERRORS, ValueError, TypeError)):
+            trainer, model, data, checkpoint = build(config, run)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         score = float(trainer.callback_metrics.get("val/score", math.nan))
         trainer.test(model, data, verbose=False)
@@ -100,7 +102,7 @@ def command_line() -> None:
     """Compose the configuration from sys.argv and run."""
     # Hydra then raises its errors instead of printing them
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with one_line_errors():
+    with command():
         main()
     leave_process_group()
 
