@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import report
 from experiments.callbacks.checkpointing import AtomicCheckpointIO, remove_unfinished
 from experiments.callbacks.interruption import CheckpointOnSignal
+from experiments.callbacks.results import Results
 from experiments.command_line import USER_ERRORS, command, one_line_errors
 from experiments.config_types import check_types
 from experiments.processes import leave_process_group
@@ -31,25 +31,23 @@ CONFIGS = str(Path(__file__).parent / "configs")
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def main(config: DictConfig) -> float:
     """Returns the last val/score, for a sweep that looks for the best."""
-    started = time.perf_counter()
     run = RunDirectory(HydraConfig.get().runtime.output_dir)
+    results = Results(run.results, config)
     writer = run.claimed() if rank_zero_only.rank == 0 else nullcontext()
     with one_line_errors(run), writer:
         with one_line_errors(run, (*USER_ERRORS, ValueError, TypeError)):
-            trainer, model, data, checkpoint = build(config, run)
+            trainer, model, data, checkpoint = build(config, run, results)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         score = float(trainer.callback_metrics.get("val/score", math.nan))
         trainer.test(model, data, verbose=False)
+        found = results.write(trainer, model)  # again, with the whole time
         if trainer.is_global_zero:
-            results = report.scores_of(model.evaluation, config)
-            results |= report.training_of(trainer, time.perf_counter() - started)
-            report.write(results, run.results)
-            report.show(results, {"checkpoint": run.last}, run.path)
+            report.show(found, {"checkpoint": run.last}, run.path)
     return score
 
 
 def build(
-    config: DictConfig, run: RunDirectory
+    config: DictConfig, run: RunDirectory, results: Results
 ) -> tuple[L.Trainer, L.LightningModule, L.LightningDataModule, str | None]:
     """Everything that a run needs, checked; the first thing it writes is the configuration."""
     silence_routine_messages()
@@ -79,7 +77,7 @@ def build(
     callbacks = [instantiate(c) for c in config.callbacks.values() if c and "_target_" in c]
     trainer = instantiate(
         config.trainer,
-        callbacks=[*callbacks, CheckpointOnSignal(run.last)],
+        callbacks=[results, *callbacks, CheckpointOnSignal(run.last)],
         # what the interrupted run logged after its checkpoint will be logged again
         logger=TensorBoardLogger(
             run.path, name="", version="", default_hp_metric=False, purge_step=step

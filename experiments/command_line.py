@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from cosloss.callbacks import GradientError
-from experiments.errors import UserError
+from experiments.errors import Diverged, UserError
 from experiments.interruption import Interrupted, interruptible
 from experiments.jobs import (
     Directories,
@@ -52,7 +52,7 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Say in one line what went wrong and leave with a status: 2 for a mistake of the user.
 
-    A wrong gradient leaves with 1, an interruption with 128 and the signal's number. Anything
+    A wrong gradient and a loss that is no number leave with 1, an interruption with 128 and the signal's number. Anything
     unexpected is a fault of this program, and keeps its traceback. A job of a sweep does not leave:
     it says so, and the other jobs go on.
     """
@@ -67,6 +67,8 @@ def one_line_errors(
         raise
     except GradientError as error:
         _leave(run, f"\n{error}", str(error), 1)
+    except Diverged as error:
+        _leave(run, f"\ntraining has stopped: {error}", str(error), 1)
     except expected as error:
         if "debug=true" in sys.argv:
             raise

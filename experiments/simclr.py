@@ -77,11 +77,14 @@ class SimCLR(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         data, features = self.trainer.datamodule, self._pop_features()
-        if data.num_classes is None:
+        if not features.isfinite().all():
+            score = math.nan
+        elif data.num_classes is None:
             score = -self.trainer.callback_metrics["val/loss"]
         else:
             train_features = self.features(data.train_images)
-            labels, val_labels = (x.to(self.device) for x in (data.train_labels, data.val_labels))
+            seen = data.val_labels[: len(features)]  # all, unless trainer.limit_val_batches
+            labels, val_labels = (x.to(self.device) for x in (data.train_labels, seen))
             score = probes.knn_accuracy(train_features, labels, features, val_labels, **self.knn)
             self.log("val/knn", score, prog_bar=True, sync_dist=True)
         # what best.ckpt is best at
