@@ -16,14 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import report
 from experiments.callbacks.checkpointing import AtomicCheckpointIO, remove_unfinished
-from experiments.callbacks.interruption import CheckpointOnSignal
+from experiments.callbacks.interruption import CheckpointOnSignal, take_signals_over
 from experiments.callbacks.results import Results
 from experiments.command_line import USER_ERRORS, command, one_line_errors
-from experiments.config_types import check_types
+from experiments.config_types import check_types, expand_home
 from experiments.processes import leave_process_group
 from experiments.quiet import silence_routine_messages
 from experiments.resuming import changed_settings, check_resumes, describe
 from experiments.run_directory import RunDirectory, check_fits, read_checkpoint
+from experiments.trainer_settings import check_trainer, trainer_arguments
 
 CONFIGS = str(Path(__file__).parent / "configs")
 
@@ -51,8 +52,10 @@ def build(
 ) -> tuple[L.Trainer, L.LightningModule, L.LightningDataModule, str | None]:
     """Everything that a run needs, checked; the first thing it writes is the configuration."""
     silence_routine_messages()
+    expand_home(config)
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_types(values)
+    check_trainer(values)
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.data)
@@ -74,18 +77,23 @@ def build(
         run.refuse_if_used()
 
     # an experiment may set a number of a callback that callbacks=no_checks leaves out
-    callbacks = [instantiate(c) for c in config.callbacks.values() if c and "_target_" in c]
+    chosen = [c for c in (config.get("callbacks") or {}).values() if c and "_target_" in c]
+    callbacks = [results, *map(instantiate, chosen), CheckpointOnSignal(run.last)]
+    # what the interrupted run logged after its checkpoint will be logged again
+    tensorboard = TensorBoardLogger(
+        run.path, name="", version="", default_hp_metric=False, purge_step=step
+    )
+    others = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
+    for logger in others:
+        logger.log_hyperparams(values)
     trainer = instantiate(
         config.trainer,
-        callbacks=[results, *callbacks, CheckpointOnSignal(run.last)],
-        # what the interrupted run logged after its checkpoint will be logged again
-        logger=TensorBoardLogger(
-            run.path, name="", version="", default_hp_metric=False, purge_step=step
-        ),
+        **trainer_arguments(config.trainer, callbacks, [tensorboard, *others], run.path),
         plugins=[AtomicCheckpointIO()],
         # torch synchronises batch norm on GPUs alone
         sync_batchnorm=config.trainer.sync_batchnorm and torch.cuda.is_available(),
     )
+    take_signals_over(trainer)
     if trainer.is_global_zero:
         remove_unfinished(run.checkpoints)
         if checkpoint is not None:

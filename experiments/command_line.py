@@ -5,8 +5,11 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
+import hydra
+import lightning
 import torch
 from hydra.errors import HydraException, OverrideParseException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,6 +39,8 @@ USER_ERRORS = (
     torch.OutOfMemoryError,
     OSError,
 )
+REFUSALS = ValueError, TypeError, RuntimeError
+LIBRARIES = {Path(library.__file__).parent for library in (hydra, lightning)}
 
 
 @contextmanager
@@ -52,9 +57,9 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Say in one line what went wrong and leave with a status: 2 for a mistake of the user.
 
-    A wrong gradient and a loss that is no number leave with 1, an interruption with 128 and the signal's number. Anything
-    unexpected is a fault of this program, and keeps its traceback. A job of a sweep does not leave:
-    it says so, and the other jobs go on.
+    A wrong gradient and a loss that is no number leave with 1, an interruption with 128 and the
+    signal's number. Anything unexpected is a fault of this program, and keeps its traceback. A job
+    of a sweep does not leave: it says so, and the other jobs go on.
     """
     try:
         yield
@@ -69,12 +74,12 @@ def one_line_errors(
         _leave(run, f"\n{error}", str(error), 1)
     except Diverged as error:
         _leave(run, f"\ntraining has stopped: {error}", str(error), 1)
-    except expected as error:
-        if "debug=true" in sys.argv:
-            raise
-        line = in_one_line(error)
-        _leave(run, f"error: {line}", line, 2)
     except Exception as error:
+        if isinstance(error, expected) or _refused_by_a_library(error):
+            if "debug=true" in sys.argv:
+                raise
+            line = in_one_line(error)
+            _leave(run, f"error: {line}", line, 2)
         if run is None:
             leave_if_jobs_failed()  # a search in which all did has no best one, and trips over it
         if run is None or not in_a_sweep():
@@ -87,6 +92,9 @@ def in_one_line(error: BaseException) -> str:
     """The message that helps: of the cause, where Hydra wraps it, with its place in the config."""
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full: choose a smaller data.batch_size"
+    if str(error).startswith("Config group override must be a string"):
+        given = next((word for word in sys.argv if word.endswith("=null")), "GROUP=null")
+        return f"{given}: a group is left out with {given.removesuffix('null')}[]"
     text, _, place = str(error).partition("full_key: ")
     text = text.partition("Config search path")[0]
     if place:
@@ -96,6 +104,13 @@ def in_one_line(error: BaseException) -> str:
         key, _, value = error.override.partition("=")
         line += f"; quote it for Hydra and for the shell: {shlex.quote(f'{key}={quoted(value)}')}"
     return line
+
+
+def _refused_by_a_library(error: Exception) -> bool:
+    """Whether Hydra or Lightning itself has raised it, which they do for a value in a setting."""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = Path(frames[-1].filename).parents if frames else ()
+    return isinstance(error, REFUSALS) and not LIBRARIES.isdisjoint(raised_in)
 
 
 def _interrupted(interruption: Interrupted, run: RunDirectory | None) -> str:

@@ -70,9 +70,7 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     Console().print(table)
     # plain prints: a path must stay on one line to be copied
     for name, path in files.items():
-        if not path.exists():
-            continue
-        print(f"{name + ':':<12} {path}")
+        print(f"{name + ':':<12} {path if path.exists() else 'none was written'}")
     print(f"look at it:  tensorboard --logdir {logs}")
 
 

@@ -5,6 +5,7 @@ Shapes: images (B, 3, H, W) uint8, features (B, F), embeddings z1 and z2 (B, D).
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,7 +123,8 @@ class SimCLR(L.LightningModule):
         keep_own_settings(optimizer)
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # counts num_training_batches
-        batches = trainer.num_training_batches
+        # infinite, where trainer.limit_train_batches=0 has nothing train
+        batches = min(trainer.num_training_batches, sys.maxsize)
         schedule = WarmupCosine(
             optimizer,
             self.warmup_epochs,

@@ -50,8 +50,8 @@ class FiniteLoss(L.Callback):
         first = trainer.fit_loop.epoch_loop.total_batch_idx + 1 - max(int(self._in_a_row), 1)
         first //= trainer.accumulate_grad_batches
         message = (
-            f"the loss is {loss} from step {first} on (learning rate {self._rate:.3g}): try a lower "
-            "optimizer.lr, a longer model.warmup_epochs, +trainer.gradient_clip_val=1"
+            f"the loss is {loss} from step {first} on (learning rate {self._rate:.3g}): try a "
+            "lower optimizer.lr, a longer model.warmup_epochs, +trainer.gradient_clip_val=1"
         )
         if str(trainer.precision).startswith("16"):
             message += ", trainer.precision=bf16-mixed"

@@ -10,6 +10,11 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from experiments.interruption import Interrupted, interruption
 
 
+def take_signals_over(trainer: L.Trainer) -> None:
+    """Keep Lightning from handlers of its own, which end a run with status 0."""
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
 class CheckpointOnSignal(Checkpoint):
     """While training, let a signal wait for the step's end; then save `path`, raise Interrupted.
 
@@ -19,10 +24,6 @@ class CheckpointOnSignal(Checkpoint):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-
-    def setup(self, trainer, module, stage) -> None:
-        # Lightning's own handlers end a run with status 0, or send its SLURM job to the queue
-        trainer._signal_connector.register_signal_handlers = lambda: None
 
     def on_train_start(self, trainer, module) -> None:
         interruption.awaited = True

@@ -29,6 +29,8 @@ class RepresentationMonitor(L.Callback):
     """
 
     def __init__(self, every_n_batches: int = 50, patience: int = 3) -> None:
+        if every_n_batches < 1:
+            raise ValueError(f"every_n_batches must be at least 1; got {every_n_batches}")
         self.every_n_batches = every_n_batches
         self.patience = patience
         self.collapsed = False

@@ -142,7 +142,9 @@ class ImageData(L.LightningDataModule, ABC):
         return Batches(part, lambda: order, len(order))
 
     def _shuffled(self) -> tuple[Tensor, ...]:
-        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        # trainer.overfit_batches wants the same ones in each epoch
+        again = self.trainer is None or self.trainer.overfit_batches
+        epoch = 0 if again else self.trainer.current_epoch
         rank = 0 if self.trainer is None else self.trainer.global_rank
         (mixed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed))
