@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +19,7 @@ from experiments.callbacks.interruption import CheckpointOnSignal, take_signals_
 from experiments.callbacks.results import Results
 from experiments.command_line import USER_ERRORS, command, one_line_errors
 from experiments.config_types import check_types, expand_home
+from experiments.overview import OverviewLogger
 from experiments.processes import leave_process_group
 from experiments.quiet import silence_routine_messages
 from experiments.resuming import changed_settings, check_resumes, describe
@@ -80,7 +80,7 @@ def build(
     chosen = [c for c in (config.get("callbacks") or {}).values() if c and "_target_" in c]
     callbacks = [results, *map(instantiate, chosen), CheckpointOnSignal(run.last)]
     # what the interrupted run logged after its checkpoint will be logged again
-    tensorboard = TensorBoardLogger(
+    tensorboard = OverviewLogger(
         run.path, name="", version="", default_hp_metric=False, purge_step=step
     )
     others = [instantiate(logger) for logger in (config.get("logger") or {}).values()]

@@ -13,6 +13,7 @@ import lightning
 import torch
 from hydra.errors import HydraException, OverrideParseException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 from cosloss.callbacks import GradientError
@@ -64,7 +65,8 @@ def one_line_errors(
     try:
         yield
     except Interrupted as interruption:
-        print(f"\n{_interrupted(interruption, run)}")
+        if rank_zero_only.rank == 0:  # of several processes, which all end alike
+            print(f"\n{_interrupted(interruption, run)}")
         raise SystemExit(interruption.exit_status) from None
     except JobFailed:
         if run is None:  # the sweep is at its end
@@ -73,7 +75,7 @@ def one_line_errors(
     except GradientError as error:
         _leave(run, f"\n{error}", str(error), 1)
     except Diverged as error:
-        _leave(run, f"\ntraining has stopped: {error}", str(error), 1)
+        _leave(run, f"\ntraining has stopped: {error}", str(error), 1, alike=True)
     except Exception as error:
         if isinstance(error, expected) or _refused_by_a_library(error):
             if "debug=true" in sys.argv:
@@ -120,10 +122,16 @@ def _interrupted(interruption: Interrupted, run: RunDirectory | None) -> str:
     return f"{interruption}: {what} {run.last}\nresume with:\n  {resume_command(run)}"
 
 
-def _leave(run: RunDirectory | None, message: str, why: str, status: int) -> NoReturn:
-    """Say the message and leave; in a job of a sweep name the job, and let the others go on."""
+def _leave(
+    run: RunDirectory | None, message: str, why: str, status: int, alike: bool = False
+) -> NoReturn:
+    """Say the message and leave; in a job of a sweep name the job, and let the others go on.
+
+    `alike`: whether several processes come here together, of which one is to speak.
+    """
     if run is not None and in_a_sweep():
         print(f"\n{job_name()}: {message}", file=sys.stderr)
         raise fail_job(run, why) from None
-    print(message, file=sys.stderr)
+    if not alike or rank_zero_only.rank == 0:
+        print(message, file=sys.stderr)
     raise SystemExit(status) from None

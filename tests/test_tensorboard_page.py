@@ -5,6 +5,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from experiments.overview import OVERVIEW
+
 
 @pytest.fixture(scope="module")
 def page(smoke_run):
@@ -33,6 +35,19 @@ def test_scalars(page):
     rates = [point.value for point in page.Scalars("train/learning_rate")]
     assert max(rates) == pytest.approx(1e-3, rel=0.05)
     assert min(rates) < 2e-4
+
+
+def test_the_first_group_of_the_first_page_is_explained(page):
+    """Loss, k-NN, effective rank, alignment and uniformity, side by side, with the same values."""
+    tags = page.Tags()["scalars"]
+    groups = sorted({tag.partition("/")[0] for tag in tags + page.Tags()["images"]})
+    assert groups[0] == "Overview"
+    first = sorted(tag for tag in tags if tag.startswith("Overview/"))
+    assert first == [tag for tag, _ in OVERVIEW.values()]
+    for name, (tag, meaning) in OVERVIEW.items():
+        points, originals = page.Scalars(tag), page.Scalars(name)
+        assert [(p.step, p.value) for p in points] == [(p.step, p.value) for p in originals]
+        assert page.SummaryMetadata(tag).summary_description == meaning
 
 
 def test_the_layout_tells_training_representation_and_gradients(page):

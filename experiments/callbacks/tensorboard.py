@@ -19,7 +19,9 @@ from experiments.evaluation import Evaluation, spread
 
 LAYOUT = {
     "training": {
-        "loss": ["Multiline", ["train/loss", "val/loss"]],
+        # a chart each: the page gives all lines of a run one colour
+        "loss of training batches": ["Multiline", ["train/loss"]],
+        "loss on the validation part": ["Multiline", ["val/loss"]],
         "k-NN accuracy on the validation part": ["Multiline", ["val/knn"]],
         "learning rate": ["Multiline", ["train/learning_rate"]],
         "images per second": ["Multiline", ["train/images_per_second"]],
