@@ -12,32 +12,24 @@ OVERVIEW = {
     ),
     "val/knn": (
         "Overview/2 k-NN accuracy, validation",
-        (
-            "The share of validation images whose class is that of their nearest training images, by "
-            "the encoder's features. It should rise; training does not see the classes."
-        ),
+        """The share of validation images whose class is that of their nearest training images, by
+the encoder's features. It should rise; training does not see the classes.""",
     ),
     "representation/effective_rank": (
         "Overview/3 effective rank (1: collapsed)",
-        (
-            "How many directions the embeddings of a batch spread over: from 1, collapsed, to their "
-            "number of dimensions. It falls at first, as training finds out what the images have in "
-            "common, and should level off well above 1."
-        ),
+        """How many directions the embeddings of a batch spread over: from 1, collapsed, to their
+number of dimensions. It falls at first, as training finds out what the images have in common, and
+should level off well above 1.""",
     ),
     "representation/alignment": (
         "Overview/4 alignment (0: views agree)",
-        (
-            "The mean squared distance of the two views of an image on the unit sphere: from 0, where "
-            "they coincide, to 4; 2 is what strangers have."
-        ),
+        """The mean squared distance of the two views of an image on the unit sphere: from 0, where
+they coincide, to 4; 2 is what strangers have.""",
     ),
     "representation/uniformity": (
         "Overview/5 uniformity (0: collapsed)",
-        (
-            "How evenly the embeddings cover the unit sphere: 0 where all coincide, collapsed, and "
-            "about -4 where they are spread as at random."
-        ),
+        """How evenly the embeddings cover the unit sphere: 0 where all coincide, collapsed, and
+about -4 where they are spread as at random.""",
     ),
 }
 
