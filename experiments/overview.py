@@ -2,7 +2,7 @@
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 # TensorBoard sorts groups by their letters' codes: a capital comes before all other groups
 OVERVIEW = {
@@ -42,6 +42,5 @@ class OverviewLogger(TensorBoardLogger):
         super().log_metrics(metrics, step)
         for name, (tag, meaning) in OVERVIEW.items():
             if name in metrics:
-                shown = SummaryMetadata(display_name=tag, summary_description=meaning)
-                value = Summary.Value(tag=tag, simple_value=float(metrics[name]), metadata=shown)
-                self.experiment._get_file_writer().add_summary(Summary(value=[value]), step)
+                value = scalar_pb(tag, float(metrics[name]), description=meaning)
+                self.experiment._get_file_writer().add_summary(value, step)
