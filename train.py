@@ -1,5 +1,10 @@
 """Train and evaluate: compose -> build -> fit -> test. `python train.py --help` lists settings."""
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from experiments.interruption import end_at_signals
+
+    end_at_signals()
+
 import math
 import os
 from contextlib import nullcontext
@@ -19,6 +24,7 @@ from experiments.callbacks.interruption import CheckpointOnSignal, take_signals_
 from experiments.callbacks.results import Results
 from experiments.command_line import USER_ERRORS, command, one_line_errors
 from experiments.config_types import check_types, expand_home
+from experiments.interruption import interruptible
 from experiments.overview import OverviewLogger
 from experiments.processes import leave_process_group
 from experiments.quiet import silence_routine_messages
@@ -35,7 +41,8 @@ def main(config: DictConfig) -> float:
     run = RunDirectory(HydraConfig.get().runtime.output_dir)
     results = Results(run.results, config)
     writer = run.claimed() if rank_zero_only.rank == 0 else nullcontext()
-    with one_line_errors(run), writer:
+    # a launcher may call this in a process of its own
+    with one_line_errors(run), interruptible(), writer:
         with one_line_errors(run, (*USER_ERRORS, ValueError, TypeError)):
             trainer, model, data, checkpoint = build(config, run, results)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)

@@ -58,6 +58,19 @@ class _Interruption:
 interruption = _Interruption()
 
 
+def end_at_signals() -> None:
+    """From now on a signal ends the process, with its status and a line: for a program's start."""
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _end)
+
+
+def _end(signum: int, frame: object) -> None:
+    name = signal.Signals(signum).name
+    os.write(2, f"\n{name}: ended before there was anything to save\n".encode())
+    os._exit(128 + signum)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within it a signal raises Interrupted, at once or after the step; a second one ends all."""

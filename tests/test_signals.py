@@ -51,8 +51,7 @@ def check(run, signum, path, steps):
     assert not (path / "results.json").exists()
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("signum", "step"), list(zip(SIGNALS, (3, 1, 2, 5, 8, 4), strict=True)))
 def test_within_a_step(train, tmp_path, at, signum, step):
     at(SimCLR, "training_step", signum, call=step)
     run = train(*SMOKE, f"hydra.run.dir={tmp_path}/run")
@@ -85,9 +84,8 @@ def test_before_there_is_anything_to_save(train, tmp_path, at, owner, name):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("call", [1, 2])
-def test_in_a_validation_it_waits_for_the_epochs_end(train, tmp_path, at, call):
-    at(SimCLR, "validation_step", signal.SIGINT, call)
+def test_in_a_validation_it_waits_for_the_epochs_end(train, tmp_path, at):
+    at(SimCLR, "validation_step", signal.SIGINT, call=2)
     run = train(*SMOKE, f"hydra.run.dir={tmp_path}/run")
     check(run, signal.SIGINT, tmp_path / "run", 4)
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
@@ -143,3 +141,20 @@ def test_a_signal_while_a_checkpoint_is_written_leaves_it_whole(train, tmp_path,
     run = train(*SMOKE, f"hydra.run.dir={tmp_path}/run")
     check(run, signal.SIGTERM, tmp_path / "run", 4)
     assert interruption.awaited is False
+
+
+def test_while_the_program_is_imported(tmp_path):
+    """The first seconds of a process: no traceback through the imports."""
+    hydra = tmp_path / "hydra.py"
+    hydra.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "train.py", *SMOKE],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # the script's folder comes first, and has no module of that name
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr.strip() == "SIGINT: ended before there was anything to save"
