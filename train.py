@@ -66,6 +66,7 @@ def build(
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.data)
+    data.same_order = bool(config.trainer.get("overfit_batches"))
     data.prepare_data()
     data.setup("fit")
     data.train_dataloader()
