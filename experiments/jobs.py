@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from experiments.run_directory import RunDirectory
@@ -46,7 +47,8 @@ class Directories(Callback):
 
     def _directory(self, config: DictConfig, key: str, value: str) -> str:
         path = Path(value).expanduser()
-        if any(key_of(o) == key for o in config.hydra.overrides.hydra):
+        given = any(key_of(o) == key for o in config.hydra.overrides.hydra)
+        if given or rank_zero_only.rank != 0:  # of several processes one writes
             return str(path)
         with suppress(OSError):  # which Hydra will say as well
             return str(new_directory(path))

@@ -42,6 +42,7 @@ class RunDirectory:
             ) from error
         except OSError:  # a file system without locks
             pass
+        self.failure.unlink(missing_ok=True)  # of an attempt before this one
         try:
             yield
         finally:
@@ -69,7 +70,7 @@ class RunDirectory:
         "last" is this run's last checkpoint, else that of the newest run below root.
         """
         if ckpt_path != "last":
-            path = Path(ckpt_path)
+            path = Path(ckpt_path).expanduser()
             if path.is_dir():
                 path = RunDirectory(path).last
             if not path.is_file():

@@ -77,8 +77,11 @@ def test_the_jobs_of_a_sweep_go_on_where_one_fails(train, tmp_path):
         assert "job 1 (experiment=simclr_smoke" in text
         assert "loss.margin=7" in text
         assert "margin must be in" in text
-    why = json.loads((tmp_path / "s/1/failed.json").read_text())["why"]
-    assert "margin" in why
+    failure = tmp_path / "s/1/failed.json"
+    assert "margin" in json.loads(failure.read_text())["why"]
+    again = train(*SMOKE, f"hydra.run.dir={failure.parent}", "trainer.max_epochs=0")
+    assert again.status == 0, again.err
+    assert not failure.exists(), "it would be listed once more"
 
 
 def test_a_fault_in_a_job_keeps_its_traceback_and_the_others_go_on(train, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
 from experiments.simclr import SimCLR
 from tests.checkpoints import assert_same_bits, weights
 
@@ -136,3 +137,10 @@ def test_a_home_folder_in_quotes_is_expanded(train, tmp_path, monkeypatch):
     assert f"{tmp_path}/nowhere" in run.err
     assert train(*SMOKE, "trainer.max_epochs=0", 'hydra.run.dir="~/my run"').status == 0
     assert (tmp_path / "my run/results.json").exists()
+
+
+def test_evaluate_expands_it_too(in_process, tmp_path, monkeypatch, smoke_run):
+    monkeypatch.setenv("HOME", str(smoke_run.parent))
+    run = in_process(evaluate.main, ["ckpt_path='~/run'", f"out='{tmp_path}/out'"])
+    assert run.status == 0, run.err
+    assert (tmp_path / "out/results.json").exists()
