@@ -22,7 +22,8 @@ from experiments.run_directory import RunDirectory
 from experiments.simclr import SimCLR
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ("experiment=simclr_smoke", "callbacks=no_checks", "trainer.max_epochs=1")
+NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
+SMOKE = ("experiment=simclr_smoke", "trainer.max_epochs=1", *NO_PICTURES)
 
 
 @pytest.fixture

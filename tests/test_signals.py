@@ -1,6 +1,7 @@
 """A signal at any time: 128 and its number, one line, and what can be saved is saved."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from experiments.interruption import SIGNALS, Interrupted, interruptible, interr
 from experiments.simclr import SimCLR
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ("experiment=simclr_smoke", "callbacks=no_checks", "trainer.max_epochs=2")
+NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
+SMOKE = ("experiment=simclr_smoke", "trainer.max_epochs=2", *NO_PICTURES)
 
 
 def send(signum):
@@ -98,7 +100,7 @@ def test_after_training_the_command_goes_on_with_the_evaluation(train, tmp_path,
         at(SimCLR, "test_step", signal.SIGHUP)
         run = train(*SMOKE, f"hydra.run.dir={tmp_path}/run")
         check(run, signal.SIGHUP, tmp_path / "run", 8)
-    command = run.out.strip().splitlines()[-1].split()
+    command = shlex.split(run.out.strip().splitlines()[-1])
     assert train(*command[2:]).status == 0
     assert (tmp_path / "run/results.json").exists()
 
