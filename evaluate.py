@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments import report
-from experiments.command_line import USER_ERRORS, one_line_errors
+from experiments.command_line import USER_ERRORS, command, one_line_errors
 from experiments.quiet import silence_routine_messages
 from experiments.saved_run import SavedRun, load_run
 
@@ -57,4 +57,5 @@ def build_trainer(run: SavedRun, out: Path) -> L.Trainer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with command():
+        main(sys.argv[1:])

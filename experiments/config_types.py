@@ -4,15 +4,17 @@ import inspect
 import pydoc
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from beartype import BeartypeConf
 from beartype.door import is_bearable
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
 
 TOP_LEVEL = {"name": str, "seed": int, "debug": bool, "ckpt_path": str | None, "log_root": str}
-GROUPS = {"data", "augmentation", "model", "loss", "optimizer", "callbacks", "trainer"}
+GROUPS = {"data", "augmentation", "model", "loss", "optimizer", "callbacks", "logger", "trainer"}
 
 
 def check_types(config: Mapping[str, Any]) -> None:
@@ -27,6 +29,18 @@ def check_types(config: Mapping[str, Any]) -> None:
         raise UserError(f"there is no setting {unknown[0]}; there are {known}")
     _check(config, TOP_LEVEL, "")
     _check_targets(config, "")
+
+
+def expand_home(config: DictConfig) -> None:
+    """Let values that begin with ~/ name what lies in the home folder, as a shell does."""
+    for key in config:
+        if OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key):
+            continue
+        value = config[key]
+        if isinstance(value, DictConfig):
+            expand_home(value)
+        elif isinstance(value, str) and value.startswith("~/"):
+            config[key] = str(Path(value).expanduser())
 
 
 def _check_targets(config: Mapping[str, Any], place: str) -> None:

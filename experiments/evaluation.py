@@ -22,8 +22,9 @@ class Evaluation:
         features: of the test part.
         shown: test rows whose neighbours are shown, spread over the part.
         neighbours: for each of them, the nearest training rows, the nearest first.
-        scores: accuracies by name; empty where the data have no labels.
-        predicted: the linear probe's classes; None where the data have no labels.
+        scores: accuracies by name; empty where there is nothing to measure.
+        predicted: the linear probe's classes; None where there are none.
+        not_measured: why, where there is nothing to measure.
     """
 
     features: Tensor
@@ -31,6 +32,7 @@ class Evaluation:
     neighbours: Tensor
     scores: dict[str, float]
     predicted: Tensor | None
+    not_measured: str = ""
 
 
 @torch.no_grad()
@@ -44,16 +46,25 @@ def evaluate(
         temperature: of its weights exp(similarity / temperature).
     """
     shown = spread(len(test_features), SHOWN)
-    if data.test_labels is not None:  # one of each class, where they are ten of equal size
-        shown = data.test_labels.cpu().argsort(stable=True)[shown]
+    test_labels = data.test_labels
+    if test_labels is not None:
+        test_labels = test_labels[: len(test_features)]  # all, unless trainer.limit_test_batches
+        # one of each class, where they are ten of equal size
+        shown = test_labels.cpu().argsort(stable=True)[shown]
     neighbours = probes.nearest(train_features, test_features[shown], NEIGHBOURS)[1].cpu()
+    nothing = ""
     if data.num_classes is None:
-        return Evaluation(test_features, shown, neighbours, {}, None)
+        nothing = "the data has no labels"
+    elif not (train_features.isfinite().all() and test_features.isfinite().all()):
+        nothing = "the features are no numbers"
+    if nothing:
+        return Evaluation(test_features, shown, neighbours, {}, None, nothing)
     device = test_features.device
-    train_labels, test_labels = data.train_labels.to(device), data.test_labels.to(device)
+    train_labels, test_labels = data.train_labels.to(device), test_labels.to(device)
     parts = train_features, train_labels, test_features, test_labels
     raw_train, raw_test = (
-        images.to(device).flatten(1) / 255 for images in (data.train_images, data.test_images)
+        images.to(device).flatten(1) / 255
+        for images in (data.train_images, data.test_images[: len(test_features)])
     )
     predicted = probes.linear_predictions(*parts[:3])
     scores = {

@@ -101,7 +101,9 @@ def _scores(run: SavedRun) -> str:
         return f"Not yet: `python evaluate.py ckpt_path={run.path}`, then export again."
     rows = [f"| | {' | '.join(measured)} |", "|---" * (len(measured) + 1) + "|"]
     for name, title in ROWS.items():
-        figures = (percent(results[name]) for results in measured.values())
+        figures = (
+            percent(results[name], results.get("not_measured", "")) for results in measured.values()
+        )
         rows.append(f"| {title} | {' | '.join(figures)} |")
     return "\n".join(rows)
 

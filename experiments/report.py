@@ -20,10 +20,18 @@ ROWS = {
 }
 
 
-def scores_of(evaluation: Evaluation, config: Mapping) -> dict:
-    """The evaluation's part of results.json; an accuracy that could not be measured is None."""
-    scores: dict = {name: evaluation.scores.get(name) for name in ROWS}
-    return scores | {"data": config["data"]["_target_"].rpartition(".")[2]}
+def scores_of(evaluation: Evaluation | None, config: Mapping, why: str = "") -> dict:
+    """The evaluation's part of results.json; an accuracy that could not be measured is None.
+
+    Then `not_measured` says why: `why`, or what the evaluation found.
+    """
+    measured = {} if evaluation is None else evaluation.scores
+    scores: dict = {name: measured.get(name) for name in ROWS}
+    scores["data"] = config["data"]["_target_"].rpartition(".")[2]
+    if not measured:
+        found = "nothing was tested" if evaluation is None else evaluation.not_measured
+        scores["not_measured"] = why or found
+    return scores
 
 
 def training_of(trainer: L.Trainer, seconds: float) -> dict:
@@ -39,9 +47,14 @@ def training_of(trainer: L.Trainer, seconds: float) -> dict:
 
 
 def write(results: Mapping, path: Path) -> None:
-    """Write results.json whole."""
+    """Write results.json whole; what is no finite number becomes null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in results.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.write_text(json.dumps(finite, indent=2) + "\n")
     temporary.replace(path)
 
 
@@ -49,7 +62,7 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     """Print the table, where things lie and the command that opens TensorBoard."""
     table = Table(show_header=False)
     for name, title in ROWS.items():
-        table.add_row(title, percent(results[name]))
+        table.add_row(title, percent(results[name], results.get("not_measured", "")))
     if "gradient_checks/run" in results:
         table.add_row("gradient checks", _checks(results))
     minutes, seconds = divmod(round(results["wall_seconds"]), 60)
@@ -57,13 +70,13 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     Console().print(table)
     # plain prints: a path must stay on one line to be copied
     for name, path in files.items():
-        print(f"{name + ':':<12} {path}")
+        print(f"{name + ':':<12} {path if path.exists() else 'none was written'}")
     print(f"look at it:  tensorboard --logdir {logs}")
 
 
-def percent(accuracy: float | None) -> str:
+def percent(accuracy: float | None, why: str = "") -> str:
     if accuracy is None or math.isnan(accuracy):
-        return "not measured: the data has no labels"
+        return f"not measured: {why}" if why else "not measured"
     return f"{100 * accuracy:.1f} %"
 
 

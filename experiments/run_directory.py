@@ -1,8 +1,9 @@
-"""A run's directory: what is in it, which run to resume, and the command that resumes it."""
+"""A run's directory: what is in it, who writes it, and which run to resume."""
 
-import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,41 @@ from experiments.errors import UserError
 
 
 class RunDirectory:
-    """`path/checkpoints/{last,best}.ckpt`, `path/results.json` and TensorBoard's event files."""
+    """`path/checkpoints/{last,best}.ckpt`, `config.yaml`, `results.json`, TensorBoard's files."""
+
+    FAILURE = "failed.json"
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.results = self.path / "results.json"
+        self.failure = self.path / self.FAILURE
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within it no other process writes here; raises UserError if another does.
+
+        A directory into which nothing was written is taken away again.
+        """
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(directory)
+            raise UserError(
+                f"{self.path}: another process is writing this run; wait for its end, "
+                "or choose another hydra.run.dir"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        self.failure.unlink(missing_ok=True)  # of an attempt before this one
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()
+            os.close(directory)
 
     def refuse_if_used(self) -> None:
         """Raise UserError if another run's checkpoints or results lie here."""
@@ -29,10 +58,11 @@ class RunDirectory:
                 "or continue it with ckpt_path=last"
             )
 
-    def remove_if_empty(self) -> None:
-        """Take the directory away again where nothing was written into it."""
-        with suppress(OSError):
-            self.path.rmdir()
+    def keep_config(self, step: int) -> None:
+        """Keep the config.yaml that is here as that of the steps up to this one."""
+        config = self.path / "config.yaml"
+        if config.exists():
+            config.replace(self.path / f"config_until_step_{step}.yaml")
 
     def find_checkpoint(self, ckpt_path: str, root: Path | str) -> Path:
         """The file that ckpt_path names; of a run's directory, its last checkpoint.
@@ -40,7 +70,7 @@ class RunDirectory:
         "last" is this run's last checkpoint, else that of the newest run below root.
         """
         if ckpt_path != "last":
-            path = Path(ckpt_path)
+            path = Path(ckpt_path).expanduser()
             if path.is_dir():
                 path = RunDirectory(path).last
             if not path.is_file():
@@ -53,12 +83,6 @@ class RunDirectory:
         if newest is None:
             raise UserError(f"ckpt_path=last: there is no checkpoints/last.ckpt below {root}")
         return newest
-
-    def resume_command(self, overrides: Sequence[str]) -> str:
-        """The command that continues this run here with the same overrides."""
-        kept = [o for o in overrides if not o.startswith(("ckpt_path=", "hydra.run.dir="))]
-        more = [f"hydra.run.dir={self.path}", "ckpt_path=last"]
-        return shlex.join(["python", "train.py", *kept, *more])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from experiments.config_types import check_types
+from experiments.config_types import check_types, expand_home
 from experiments.data import ImageData
 from experiments.errors import UserError
 from experiments.run_directory import RunDirectory, check_fits, read_checkpoint
@@ -92,6 +92,7 @@ def load_run(arguments: Sequence[str]) -> SavedRun:
                 values.pop(override.key_or_group)
     for key, value in values.items():
         OmegaConf.update(config, key, value)
+    expand_home(config)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     resolved.pop("out")

@@ -4,6 +4,8 @@ Shapes: images (B, 3, H, W) uint8, features (B, F), embeddings z1 and z2 (B, D).
 """
 
 import inspect
+import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +17,8 @@ from experiments import probes
 from experiments.augmentation import TwoViews
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, evaluate
-from experiments.schedules import warmup_cosine
+from experiments.resuming import keep_own_settings
+from experiments.schedules import WarmupCosine
 
 
 class SimCLR(L.LightningModule):
@@ -28,7 +31,8 @@ class SimCLR(L.LightningModule):
         loss: called with the embeddings of the two views, and with the labels if its forward has a
             parameter of that name; returns a scalar.
         optimizer: called with parameter groups; returns the optimizer.
-        warmup_epochs: linear warm-up of the learning rate; a cosine to zero follows.
+        warmup_epochs: linear warm-up of the learning rate; a cosine to zero follows, or a constant
+            rate where training has no end.
         knn_k: neighbours of the k-NN evaluation.
         knn_temperature: temperature of its weights exp(similarity / temperature).
     """
@@ -74,11 +78,14 @@ class SimCLR(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         data, features = self.trainer.datamodule, self._pop_features()
-        if data.num_classes is None:
+        if not features.isfinite().all():
+            score = math.nan
+        elif data.num_classes is None:
             score = -self.trainer.callback_metrics["val/loss"]
         else:
             train_features = self.features(data.train_images)
-            labels, val_labels = (x.to(self.device) for x in (data.train_labels, data.val_labels))
+            seen = data.val_labels[: len(features)]  # all, unless trainer.limit_val_batches
+            labels, val_labels = (x.to(self.device) for x in (data.train_labels, seen))
             score = probes.knn_accuracy(train_features, labels, features, val_labels, **self.knn)
             self.log("val/knn", score, prog_bar=True, sync_dist=True)
         # what best.ckpt is best at
@@ -102,18 +109,29 @@ class SimCLR(L.LightningModule):
         self.train(training)
         return torch.cat(features)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, as an optimizer takes it."""
         # biases and normalisation parameters have one dimension, and are not decayed
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self.make_optimizer(
-            [
-                {"params": [p for p in parameters if p.ndim > 1]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(self.parameter_groups())
+        keep_own_settings(optimizer)
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # counts num_training_batches
+        # infinite, where trainer.limit_train_batches=0 has nothing train
+        batches = min(trainer.num_training_batches, sys.maxsize)
+        schedule = WarmupCosine(
+            optimizer,
+            self.warmup_epochs,
+            epochs=math.inf if trainer.max_epochs == -1 else trainer.max_epochs,
+            steps_per_epoch=max(1, math.ceil(batches / trainer.accumulate_grad_batches)),
+            max_steps=trainer.max_steps,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup_steps = round(self.warmup_epochs * steps / max(self.trainer.max_epochs or 1, 1))
-        schedule = warmup_cosine(optimizer, warmup_steps, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

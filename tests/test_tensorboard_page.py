@@ -4,6 +4,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util import tensor_util
+
+from experiments.overview import OVERVIEW
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,21 @@ def test_scalars(page):
     rates = [point.value for point in page.Scalars("train/learning_rate")]
     assert max(rates) == pytest.approx(1e-3, rel=0.05)
     assert min(rates) < 2e-4
+
+
+def test_the_first_group_of_the_first_page_is_explained(page):
+    """Loss, k-NN, effective rank, alignment and uniformity, side by side, with the same values."""
+    tags = [tag for kind in ("scalars", "tensors", "images") for tag in page.Tags()[kind]]
+    groups = sorted({tag.partition("/")[0] for tag in tags if "/" in tag})
+    assert groups[0] == "Overview"
+    first = sorted(tag for tag in tags if tag.startswith("Overview/"))
+    assert first == [tag for tag, _ in OVERVIEW.values()]
+    for name, (tag, meaning) in OVERVIEW.items():
+        points = [(p.step, tensor_util.make_ndarray(p.tensor_proto)) for p in page.Tensors(tag)]
+        assert points == [(p.step, pytest.approx(p.value)) for p in page.Scalars(name)]
+        metadata = page.SummaryMetadata(tag)
+        assert metadata.plugin_data.plugin_name == "scalars"
+        assert metadata.summary_description == meaning
 
 
 def test_the_layout_tells_training_representation_and_gradients(page):

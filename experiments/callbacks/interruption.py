@@ -1,49 +1,51 @@
-"""Ctrl-C and SIGTERM end a run after the current step, with a checkpoint of exactly that step."""
+"""A signal ends a run after the current step, with a checkpoint of exactly that step."""
 
 import signal
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from experiments.interruption import Interrupted, interruption
 
 
-class Interrupted(Exception):
-    """Training was asked to stop; its checkpoint is written."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_status = 128 + signum
+def take_signals_over(trainer: L.Trainer) -> None:
+    """Keep Lightning from handlers of its own, which end a run with status 0."""
+    trainer._signal_connector.register_signal_handlers = lambda: None
 
 
-class CheckpointOnSignal(L.Callback):
-    """At SIGINT or SIGTERM, finish the step, save `path` and raise Interrupted.
+class CheckpointOnSignal(Checkpoint):
+    """While training, let a signal wait for the step's end; then save `path`, raise Interrupted.
 
-    A second signal does not wait for the step: it raises KeyboardInterrupt at once. It must be the
-    last callback, so that the checkpoint holds what the others did in this step.
+    During a validation it waits for the epoch's end. Lightning puts a Checkpoint behind the other
+    callbacks, and this one must be the last: its checkpoint holds what the others did in this step.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.received: int | None = None
-        self._previous: dict[int, object] = {}
 
     def on_train_start(self, trainer, module) -> None:
-        # only now: the trainer installs handlers of its own when fit begins
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._handle)
+        interruption.awaited = True
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self._save_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        self._save_if_asked(trainer)
+
+    def on_train_end(self, trainer, module) -> None:
+        interruption.awaited = False
+
+    def on_exception(self, trainer, module, exception) -> None:
+        interruption.awaited = False
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, Interrupted) and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)  # or they would wait for this process
+
+    def _save_if_asked(self, trainer: L.Trainer) -> None:
         # in a distributed run one process may hear of it a step before another
-        received = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-        if received:
+        asked = interruption.received is not None
+        if trainer.strategy.reduce_boolean_decision(asked, all=False):
             trainer.save_checkpoint(self.path, weights_only=False)
-            raise Interrupted(self.received or signal.SIGTERM)
-
-    def teardown(self, trainer, module, stage) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous.clear()
-
-    def _handle(self, signum, frame) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signum
+            raise Interrupted(interruption.received or signal.SIGTERM, saved=True)

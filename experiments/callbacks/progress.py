@@ -6,6 +6,7 @@ from datetime import timedelta
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
 
 SHORT = {
     "train/learning_rate": "lr",
@@ -17,10 +18,12 @@ SHORT = {
 class TrainingFigures(L.Callback):
     """Log `train/{learning_rate,images_per_second}` and, on a GPU, `train/peak_memory_gib`.
 
-    Speed is that of all processes, from one logged step to the next, without validation.
+    At the steps at which Lightning logs the loss: the rate is the one that this step was taken
+    with. Speed is that of all processes, from one logged step to the next, without validation.
     """
 
     def __init__(self) -> None:
+        self._rate = 0.0
         self._images = 0
         self._since = 0.0
 
@@ -30,11 +33,16 @@ class TrainingFigures(L.Callback):
     def on_validation_end(self, trainer, module) -> None:
         self._restart()
 
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        # at the batch's end the schedule has set the next step's
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self._images += len(batch["image"]) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps:
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
             return
-        figures = {"train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        figures = {"train/learning_rate": self._rate}
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # or the time would be that of queueing the work
             peak = torch.cuda.max_memory_allocated(module.device)
@@ -44,7 +52,7 @@ class TrainingFigures(L.Callback):
         shown = {SHORT[name]: value for name, value in figures.items()}
         module.log_dict(shown, prog_bar=True, logger=False)
         for logger in trainer.loggers:
-            logger.log_metrics(figures, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(figures, loop._batches_that_stepped)
         self._restart()
 
     def _restart(self) -> None:
@@ -53,21 +61,56 @@ class TrainingFigures(L.Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar, with the time that the whole run has left.
+    """Lightning's bar, with the time that the whole run has left; into a file, lines instead.
 
     Figures are fetched at most twice a second, since a GPU has to be waited for.
+
+    Args:
+        refresh_rate: of the bar, in batches.
+        seconds: at least so much time lies between two lines within an epoch.
     """
 
-    def __init__(self, refresh_rate: int = 10) -> None:
+    def __init__(self, refresh_rate: int = 10, seconds: float = 10.0) -> None:
         super().__init__(refresh_rate)
+        self.seconds = seconds
         self._figures: dict = {}
-        self._fetched = self._began = 0.0
+        self._fetched = self._began = self._printed = 0.0
         self._batches_before = 0
+        self._lines = False
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        super().setup(trainer, pl_module, stage)
+        console = Console()
+        if trainer.is_global_zero and not (console.is_terminal or console.is_jupyter):
+            self._lines = True
+            self.disable()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if time.monotonic() - self._printed > self.seconds and not trainer.is_last_batch:
+            self._print(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._fetched = 0.0
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self._lines:
+            return
+        self._printed = time.monotonic()
+        epochs = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        words = [f"epoch {trainer.current_epoch + 1}{epochs}"]
+        words += [f"batch {batches}/{trainer.num_training_batches}"]
+        words += [f"{name} {value}" for name, value in self.get_metrics(trainer, module).items()]
+        print(", ".join(words), flush=True)
 
     def on_train_start(self, trainer, pl_module) -> None:
         super().on_train_start(trainer, pl_module)
         self._began = time.monotonic()
         self._batches_before = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        self._printed = self._began
         self._fetched = 0.0
 
     def get_metrics(self, trainer, pl_module) -> dict:

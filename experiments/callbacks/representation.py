@@ -29,21 +29,26 @@ class RepresentationMonitor(L.Callback):
     """
 
     def __init__(self, every_n_batches: int = 50, patience: int = 3) -> None:
+        if every_n_batches < 1:
+            raise ValueError(f"every_n_batches must be at least 1; got {every_n_batches}")
         self.every_n_batches = every_n_batches
         self.patience = patience
         self.collapsed = False
         self._in_a_row = 0
+        self._logged = -1
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         loop = trainer.fit_loop.epoch_loop
-        batches = loop.total_batch_idx
-        if batches % self.every_n_batches or not trainer.is_global_zero:
+        batches, step = loop.total_batch_idx, loop._batches_that_stepped
+        # one value per step, which may have several batches
+        if batches % self.every_n_batches or step == self._logged or not trainer.is_global_zero:
             return
+        self._logged = step
         z1, z2 = module.embeddings
         found = representation_statistics(z1, z2)
         for logger in trainer.loggers:
             scalars = {f"representation/{name}": value for name, value in found.items()}
-            logger.log_metrics(scalars, loop._batches_that_stepped)
+            logger.log_metrics(scalars, step)
         self._in_a_row = self._in_a_row + 1 if has_collapsed(found, z1.shape[1]) else 0
         if self._in_a_row == self.patience and not self.collapsed:
             self.collapsed = True

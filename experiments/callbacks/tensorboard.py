@@ -1,6 +1,8 @@
 """What a run shows in TensorBoard beside its scalars: configuration, pictures, embedding."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from experiments.evaluation import Evaluation, spread
 
 LAYOUT = {
     "training": {
-        "loss": ["Multiline", ["train/loss", "val/loss"]],
+        # a chart each: the page gives all lines of a run one colour
+        "loss of training batches": ["Multiline", ["train/loss"]],
+        "loss on the validation part": ["Multiline", ["val/loss"]],
         "k-NN accuracy on the validation part": ["Multiline", ["val/knn"]],
         "learning rate": ["Multiline", ["train/learning_rate"]],
         "images per second": ["Multiline", ["train/images_per_second"]],
@@ -64,6 +68,25 @@ class TensorBoardPictures(L.Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self._trained = True
+        with dispensable("the views"):
+            self._show_run(trainer, module)
+
+    def on_test_end(self, trainer, module) -> None:
+        if (writer := writer_of(trainer)) is None or module.evaluation is None:
+            return
+        with dispensable("the pictures of the evaluation"):
+            figures = evaluation_figures(trainer.datamodule, module.evaluation)
+            for tag, figure in figures.items():
+                self._add(trainer, writer, tag, figure)
+        with dispensable("the embedding of the test part"):
+            self._add_embedding(trainer, writer, module.evaluation)
+        if self._trained:
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            # run_name "." keeps them in this run: the default makes a run of its own
+            writer.add_hparams(choices(module.hparams), metrics, run_name=".")
+        writer.flush()
+
+    def _show_run(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (writer := writer_of(trainer)) is None:
             return
         add_layout(writer, LAYOUT)
@@ -76,25 +99,18 @@ class TensorBoardPictures(L.Callback):
             views = module.views(images)
         self._add(trainer, writer, "augmentation/views", pictures.view_figure(images, *views))
 
-    def on_test_end(self, trainer, module) -> None:
-        if (writer := writer_of(trainer)) is None:
+    def _add_embedding(self, trainer: L.Trainer, writer: Any, evaluation: Evaluation) -> None:
+        data, features = trainer.datamodule, evaluation.features[: self.embedding_images].cpu()
+        if not features.isfinite().all():
             return
-        for tag, figure in evaluation_figures(trainer.datamodule, module.evaluation).items():
-            self._add(trainer, writer, tag, figure)
-        data, n = trainer.datamodule, self.embedding_images
-        names = data.class_names
+        n, names = len(features), data.class_names
         writer.add_embedding(
-            module.evaluation.features[:n].cpu(),
+            features,
             metadata=None if names is None else [names[i] for i in data.test_labels[:n].tolist()],
             label_img=data.test_images[:n].float() / 255,
             global_step=trainer.global_step,
             tag="test_features",
         )
-        if self._trained:
-            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-            # run_name "." keeps them in this run: the default makes a run of its own
-            writer.add_hparams(choices(module.hparams), metrics, run_name=".")
-        writer.flush()
 
     def _add(self, trainer: L.Trainer, writer: Any, tag: str, figure: Figure) -> None:
         # not trainer.log_dir: it asks every process, and only one is here
@@ -102,6 +118,15 @@ class TensorBoardPictures(L.Callback):
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{tag.rpartition('/')[2]}.png")
         writer.add_figure(tag, figure, trainer.global_step)
+
+
+@contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """Within it an error is a warning: what is shown of a run must not cost it."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what} are left out: {type(error).__name__}: {error}", stacklevel=3)
 
 
 def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
@@ -117,7 +142,7 @@ def evaluation_figures(data: ImageData, evaluation: Evaluation) -> dict[str, Fig
             *images, [names[i] for i in labels.tolist()], same
         ),
         "evaluation/confusion_matrix": pictures.confusion_figure(
-            data.test_labels, evaluation.predicted, names
+            data.test_labels[: len(evaluation.predicted)], evaluation.predicted, names
         ),
     }
 

@@ -91,6 +91,7 @@ class ImageData(L.LightningDataModule, ABC):
         self.seed = seed
         self.image_size = image_size
         self.class_names: list[str] | None = None
+        self.same_order = False  # in every epoch, as trainer.overfit_batches wants it
         self._parts: tuple[Part, Part, Part] | None = None
 
     @abstractmethod
@@ -142,7 +143,7 @@ class ImageData(L.LightningDataModule, ABC):
         return Batches(part, lambda: order, len(order))
 
     def _shuffled(self) -> tuple[Tensor, ...]:
-        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        epoch = 0 if self.trainer is None or self.same_order else self.trainer.current_epoch
         rank = 0 if self.trainer is None else self.trainer.global_rank
         (mixed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed))

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.callbacks import progress
 from experiments.callbacks.progress import Progress, TrainingFigures
+from experiments.schedules import WarmupCosine
 
 
 @pytest.fixture
@@ -22,13 +24,17 @@ def clock(monkeypatch):
 def trainer_of(max_epochs=10, batches_done=0, **more):
     logged = []
     logger = SimpleNamespace(log_metrics=lambda figures, step: logged.append(figures))
-    loop = SimpleNamespace(total_batch_idx=batches_done - 1, _batches_that_stepped=batches_done)
+    loop = SimpleNamespace(
+        total_batch_idx=batches_done - 1,
+        _batches_that_stepped=batches_done,
+        _should_accumulate=lambda: False,
+    )
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.125}])
     return SimpleNamespace(
         max_epochs=max_epochs,
         num_training_batches=50,
         world_size=2,
-        log_every_n_steps=3,
+        _logger_connector=SimpleNamespace(should_update_logs=True),
         fit_loop=SimpleNamespace(epoch_loop=loop),
         optimizers=[optimizer],
         loggers=[logger],
@@ -45,6 +51,8 @@ def test_speed_is_images_of_all_processes_without_validation(clock):
     batch = {"image": torch.zeros(8, 1)}
     figures.on_train_epoch_start(trainer, module)
     for batch_idx in range(9):
+        trainer._logger_connector.should_update_logs = batch_idx % 3 == 2
+        figures.on_train_batch_start(trainer, module, batch, batch_idx)
         clock.now += 0.5
         figures.on_train_batch_end(trainer, module, None, batch, batch_idx)
         if batch_idx == 5:
@@ -93,3 +101,34 @@ def test_the_bars_figures_are_fetched_twice_a_second_at_most(clock):
     assert found["train/loss"] == "0.0001235"
     assert "v_num" not in found
     assert "left" in found
+
+
+def scalars(path, tag):
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return [(point.step, point.value) for point in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_rate_stands_at_the_step_that_was_taken_with_it(train, tmp_path, batches):
+    """Also where a step has three batches, and the last of an epoch one."""
+    sgd = "optimizer=sgd", "optimizer.lr=0.5", "callbacks.representation.every_n_batches=1"
+    steps = f"trainer.accumulate_grad_batches={batches}", f"hydra.run.dir={tmp_path}/run"
+    assert train("experiment=simclr_smoke", *sgd, *steps, "trainer.max_epochs=2").status == 0
+    per_epoch = 4 if batches == 1 else 2
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = WarmupCosine(optimizer, 1, 2, per_epoch)
+    expected = []
+    for step in range(2 * per_epoch):
+        expected.append((step, pytest.approx(schedule.get_last_lr()[0], rel=1e-6)))
+        optimizer.step()
+        schedule.step()
+    assert scalars(tmp_path / "run", "train/learning_rate") == expected
+    for tag in ("train/loss", "representation/alignment"):
+        assert [step for step, _ in scalars(tmp_path / "run", tag)] == list(range(2 * per_epoch))
+
+
+def test_log_every_n_steps_counts_steps_of_short_epochs_too(train, tmp_path):
+    run = f"hydra.run.dir={tmp_path}/run"
+    assert train("experiment=simclr_smoke", "trainer.log_every_n_steps=5", run).status == 0
+    assert [step for step, _ in scalars(tmp_path / "run", "train/learning_rate")] == [4]
