@@ -3,6 +3,7 @@
 Shapes: images (N, 3, H, W), uint8; labels (N,), int64.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class ImageData(L.LightningDataModule, ABC):
         self.seed = seed
         self.image_size = image_size
         self.class_names: list[str] | None = None
-        self._parts: tuple[Part, Part, Part] | None = None
+        self._parts: tuple[Part, ...] | None = None
 
     @abstractmethod
     def load(self) -> tuple[Part, Part, Part]:
@@ -103,7 +104,7 @@ class ImageData(L.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         if self._parts is None:
-            self._parts = self.load()
+            self._parts = self._with_labels_that_tell(*self.load())
         train, val, test = self._parts
         self.train_images, self.train_labels = train.images, train.labels
         self.val_images, self.val_labels = val.images, val.labels
@@ -119,6 +120,15 @@ class ImageData(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> Batches:
         return self._in_order(self._part(2))
+
+    def _with_labels_that_tell(self, *parts: Part) -> tuple[Part, ...]:
+        """The parts; without labels where the training part has one class, which all would get."""
+        labels = parts[0].labels
+        if labels is None or len(labels.unique()) > 1:
+            return parts
+        warnings.warn("all training images are of one class: labels are left out", stacklevel=2)
+        self.class_names = None
+        return tuple(Part(part.images) for part in parts)
 
     def _part(self, number: int) -> Part:
         self.setup()
