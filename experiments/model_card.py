@@ -20,6 +20,7 @@ def write(run: SavedRun, encoder: nn.Module, images: Tensor) -> str:
     _, channels, height, width = images.shape
     target = config.model.encoder["_target_"]
     module, _, name = target.rpartition(".")
+    model = config.model.encoder.get("name", name)
     front = {
         "library_name": "pytorch",
         "pipeline_tag": "image-feature-extraction",
@@ -29,7 +30,7 @@ def write(run: SavedRun, encoder: nn.Module, images: Tensor) -> str:
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# {name} trained by SimCLR on {config.data["_target_"].rpartition(".")[2]}
+# {model} trained by SimCLR on {config.data["_target_"].rpartition(".")[2]}
 
 - data: `{_call(config.data)}`
 - loss: `{_call(config.model.loss)}`
@@ -56,7 +57,7 @@ from safetensors.torch import load_file
 
 from {module} import {name}
 
-encoder = {_call(config.model.encoder)}
+encoder = {_call(run.encoder_config)}
 encoder.load_state_dict(load_file("encoder.safetensors"))
 encoder.eval()
 ```

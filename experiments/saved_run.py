@@ -54,16 +54,33 @@ class SavedRun:
         data.setup("test")
         return data
 
+    @property
+    def encoder_config(self) -> DictConfig:
+        """What builds an encoder of the run's kind, and downloads nothing."""
+        return self._model_config().encoder
+
     def new_encoder(self) -> nn.Module:
         """An untrained encoder of the run's kind."""
-        return instantiate(self.config.model.encoder)
+        return instantiate(self.encoder_config)
 
     def model(self) -> L.LightningModule:
         """The model with the checkpoint's parameters, in evaluation mode."""
-        model = instantiate(self.config.model)
+        model = instantiate(self._model_config())
         check_fits(self.path, self.state, model)
         model.load_state_dict(self.state)
         return model.eval()
+
+    def _model_config(self) -> DictConfig:
+        # its first weights are not needed, and may no longer be where they were
+        config = self.config.model.copy()
+        for node, key, value in (
+            (config, "weights", None),
+            (config, "pretrained", False),
+            (config.encoder, "pretrained", False),
+        ):
+            if key in node:
+                node[key] = value
+        return config
 
 
 def load_run(arguments: Sequence[str]) -> SavedRun:
@@ -87,7 +104,10 @@ def load_run(arguments: Sequence[str]) -> SavedRun:
         mine = [o for o in overrides if o.key_or_group.split(".")[0] == group]
         if any(o.key_or_group == group for o in mine):
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                config[group] = compose("train", [o.input_line for o in mine])[group]
+                other = compose("train", [o.input_line for o in mine])[group]
+            if group == "data" and all(o.key_or_group != "data.image_size" for o in mine):
+                other.image_size = config.data.image_size  # what the encoder has learnt from
+            config[group] = other
             for override in mine:
                 values.pop(override.key_or_group)
     for key, value in values.items():
