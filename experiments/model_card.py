@@ -13,6 +13,19 @@ from experiments.saved_run import SavedRun
 
 PACKAGES = ("cosloss", "torch", "torchvision", "lightning", "safetensors")
 
+ONNX = """
+`encoder.onnx` takes the same, for ONNX Runtime:
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+images = np.random.randint(0, 256, ({shape}), dtype=np.uint8)
+(features,) = session.run(["features"], {{"images": images}})
+```
+"""
+
 
 def write(run: SavedRun, encoder: nn.Module, images: Tensor) -> str:
     """The card's text; `images` are uint8 examples of what the encoder takes."""
@@ -26,6 +39,11 @@ def write(run: SavedRun, encoder: nn.Module, images: Tensor) -> str:
         "pipeline_tag": "image-feature-extraction",
         "tags": ["self-supervised", "simclr", "cosine-similarity"],
     }
+    onnx = (
+        ONNX.format(shape=f"4, {channels}, {height}, {width}")
+        if run.settings["format"] == "onnx"
+        else ""
+    )
     saved = {"checkpoint": run.path.name, "steps": run.step}
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
@@ -48,7 +66,7 @@ encoder = torch.export.load("encoder.pt2").module()
 images = torch.randint(0, 256, (4, {channels}, {height}, {width}), dtype=torch.uint8)
 features = encoder(images)  # float32, (4, {encoder.num_features})
 ```
-
+{onnx}
 `encoder.safetensors` holds the parameters, for use with the source of cosloss. This encoder takes
 float32 images that the `views.normalize` of the configuration below has normalised:
 

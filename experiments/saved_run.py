@@ -3,7 +3,7 @@
 The checkpoint holds the configuration that its run was started with, resolved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ class SavedRun:
         config: of the run; `out` is the folder to write to, or None.
         state: the checkpoint's parameters.
         step: how many optimizer steps the checkpoint has behind it.
+        settings: the program's own, with what the command line sets otherwise.
     """
 
     path: Path
     config: DictConfig
     state: dict[str, Any]
     step: int
+    settings: Mapping[str, Any]
 
     @property
     def directory(self) -> Path:
@@ -83,14 +85,21 @@ class SavedRun:
         return config
 
 
-def load_run(arguments: Sequence[str]) -> SavedRun:
+def load_run(arguments: Sequence[str], settings: Mapping[str, Any] | None = None) -> SavedRun:
     """The run that ckpt_path=FILE, =DIRECTORY or =last names, with the other overrides applied.
+
+    Args:
+        arguments: KEY=VALUE, as Hydra reads them.
+        settings: those that only the program which asks has, with their defaults.
 
     GROUP=OPTION takes the whole group from configs/, for the groups data and trainer; GROUP.KEY
     and the keys seed and model.knn_* change one value of the saved configuration.
     """
-    overrides = [_plain(o) for o in OverridesParser.create().parse_overrides(list(arguments))]
+    own = dict(settings or {})
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    overrides = [_plain(o, tuple(own)) for o in parsed]
     values = {o.key_or_group: o.value() for o in overrides}
+    own |= {name: values.pop(name) for name in own if name in values}
     if values.get("ckpt_path") is None:
         raise UserError("name a checkpoint, a run's directory or the newest run: ckpt_path=last")
     log_root = values.get("log_root", "logs")
@@ -116,16 +125,20 @@ def load_run(arguments: Sequence[str]) -> SavedRun:
     assert isinstance(resolved, dict)
     resolved.pop("out")
     check_types(resolved)
-    return SavedRun(path, config, checkpoint["state_dict"], checkpoint["global_step"])
+    return SavedRun(path, config, checkpoint["state_dict"], checkpoint["global_step"], own)
 
 
-def _plain(override: Override) -> Override:
+def _plain(override: Override, own: tuple[str, ...]) -> Override:
     key = override.key_or_group
     if override.type != OverrideType.CHANGE or override.is_sweep_override():
         raise UserError(f"{override.input_line}: give one value as KEY=VALUE")
-    if key not in KEYS and key.split(".")[0] not in GROUPS and not key.startswith("model.knn_"):
+    if (
+        key not in (*KEYS, *own)
+        and key.split(".")[0] not in GROUPS
+        and not key.startswith("model.knn_")
+    ):
         groups = ", ".join(f"{group}=, {group}.KEY=" for group in GROUPS)
-        keys = ", ".join(f"{name}=" for name in KEYS)
+        keys = ", ".join(f"{name}=" for name in (*own, *KEYS))
         raise UserError(
             f"{key} is as it was trained and cannot be set here: only {groups}, model.knn_k=, "
             f"model.knn_temperature= and {keys} can"
