@@ -60,9 +60,7 @@ def main(arguments: list[str]) -> None:
 
 def export(run: SavedRun, out: Path) -> None:
     """Write the files to the folder `out`, whole or not at all."""
-    encoder = run.config.model.encoder
-    if encoder.get("compile"):
-        encoder.compile = False  # what torch.compile has made cannot be exported
+    run.never_compile()  # what torch.compile has made cannot be exported
     model = run.model().float()
     features = Features(model.encoder, model.views).eval()
     size = run.config.data.image_size

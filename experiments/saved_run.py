@@ -61,6 +61,11 @@ class SavedRun:
         """What builds an encoder of the run's kind, and downloads nothing."""
         return self._model_config().encoder
 
+    def never_compile(self) -> None:
+        """Build the encoder without torch.compile, whose work a single pass does not repay."""
+        if self.config.model.encoder.get("compile"):
+            self.config.model.encoder.compile = False
+
     def new_encoder(self) -> nn.Module:
         """An untrained encoder of the run's kind."""
         return instantiate(self.encoder_config)

@@ -4,21 +4,22 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import ImageOps
 from torch import Tensor
 
-from experiments.data.base import Batches, ImageData, Part, split
+from experiments.data.base import Batches, ImageData, Named, Part, split
 from experiments.data.decoding import DecodedBatches
 from experiments.data.image_file import ValueRanges, read
-from experiments.data.layout import Image, Layout, printable, read_layout
+from experiments.data.layout import Image, Layout, printable, read_layout, readable
 from experiments.errors import UserError
 
 CLASSES_SHOWN = 12
@@ -110,6 +111,30 @@ class ImageFolder(ImageData):
         self.ranges.warn_of_narrow_values()
         return train, val, test
 
+    def stream(self, rows: int) -> Iterator[Named]:
+        layout = self._layout()
+        files = _files(layout.images())
+        classes = "no labels" if layout.classes is None else f"{len(layout.classes)} classes"
+        lines = [f"{len(files):,} images of {printable(str(self.root))}: {classes}"]
+        _say("\n".join(lines + [f"  {note}" for note in layout.notes]))
+        self.streamed: list[Path] = []
+        for index in torch.arange(len(files)).split(rows):
+            chunk = files[index]
+            decoded = dict(self._decoding(chunk.paths))
+            if decoded:
+                kept = chunk[torch.tensor(list(decoded))]
+                self.streamed += kept.paths
+                names = [readable(os.path.relpath(path, self.root)) for path in kept.paths]
+                yield Named(names, Part(torch.stack(list(decoded.values())), kept.labels))
+        if not self.streamed:
+            raise UserError(f"none of {len(files)} images of {self.root} can be decoded")
+
+    def picture(self, row: int, size: int) -> PIL.Image.Image:
+        return ImageOps.contain(read(self.streamed[row], self.ranges), (size, size))
+
+    def address(self, row: int) -> str:
+        return self.streamed[row].absolute().as_uri()
+
     def train_dataloader(self) -> Batches | DecodedBatches:
         if not self.workers:
             return super().train_dataloader()
@@ -143,19 +168,24 @@ class ImageFolder(ImageData):
     def _decoded(self, files: Files) -> Part:
         images = self._storage(len(files))
         kept: list[int] = []
-        # Pillow decodes outside the interpreter's lock; in chunks, as map reads ahead without bound
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, len(files), 1024):
-                decoded = threads.map(self._decode, files.paths[start : start + 1024])
-                for row, image in enumerate(decoded, start):
-                    if isinstance(image, Exception):
-                        warnings.warn(f"left out {files.paths[row]}: {image}", stacklevel=2)
-                    else:
-                        images[len(kept)] = image
-                        kept.append(row)
+        for row, image in self._decoding(files.paths):
+            images[len(kept)] = image
+            kept.append(row)
         if not kept:
             raise UserError(f"none of {len(files)} images of {self.root} can be decoded")
         return Part(images[: len(kept)], None if files.labels is None else files.labels[kept])
+
+    def _decoding(self, paths: list[Path]) -> Iterator[tuple[int, Tensor]]:
+        """The rows that can be decoded, with their images; a warning names each other."""
+        # Pillow decodes outside the interpreter's lock; in chunks, as map reads ahead without bound
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for start in range(0, len(paths), 1024):
+                decoded = threads.map(self._decode, paths[start : start + 1024])
+                for row, image in enumerate(decoded, start):
+                    if isinstance(image, Exception):
+                        warnings.warn(f"left out {paths[row]}: {image}", stacklevel=2)
+                    else:
+                        yield row, image
 
     def _decode(self, file: Path) -> Tensor | Exception:
         try:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ PARTS = {
 }
 # Train, training_set, test-images, val2017, seg_train
 PART_NAME = r"(?:seg_)?(?:{})(?:[ _-]?(?:set|split|part|data|images|imgs|20\d\d))?"
+ENDING_LINES = ("Cc", "Zl", "Zp")  # Unicode's control characters, and ends of lines and paragraphs
 OF_SYSTEMS = {"__macosx", "@eadir", "lost+found", "$recycle.bin"}
 
 
@@ -93,17 +95,27 @@ def read_layout(root: Path) -> Layout:
     return Layout(classes, found, parts["train"] is tree, notes)
 
 
-def printable(name: str) -> str:
-    """The name of a file or folder as text that can be shown and written anywhere.
-
-    Bytes that are not UTF-8, line ends and other control characters are escaped.
+def readable(name: str) -> str:
+    """The name of a file or folder as text that can be written in UTF-8.
 
     Example:
-        >>> print(printable("two\\nlines"), printable(os.fsdecode(b"caf\\xe9")))
-        two\\nlines caf\\xe9
+        >>> print(readable(os.fsdecode(b"caf\\xe9")))
+        caf\\xe9
     """
-    raw = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in raw)
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(name: str) -> str:
+    """The name of a file or folder as text that stays on its line: control characters escaped.
+
+    Example:
+        >>> print(printable("two\\nlines"))
+        two\\nlines
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ENDING_LINES else c
+        for c in readable(name)
+    )
 
 
 class _Reader:
