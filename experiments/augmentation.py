@@ -6,6 +6,8 @@ batch 256 of 32 x 32 with SimCLR's recipe (crop, flip, colour jitter, grey): kor
 and 3,600 in two workers that then compete with the training for the two cores.
 """
 
+from collections.abc import Sequence
+
 import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ class TwoViews(nn.Module):
         blur_kernel: side of its kernel, odd.
         noise: standard deviation of Gaussian noise added to half of the views; white is 1.
         standardize_each: each image to mean 0 and variance 1, which takes its brightness and
-            contrast away; else the fixed map from [0, 1] to [-1, 1].
+            contrast away; else the fixed map from [0, 1] to [-1, 1], or the encoder's own: see
+            `standardize_by`.
 
     Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning", appendix A.
     """
@@ -65,6 +68,7 @@ class TwoViews(nn.Module):
     ) -> None:
         super().__init__()
         self.standardize_each = standardize_each
+        self.mean = self.std = 0.5
         steps: list[nn.Module] = []
         if rotation or translation or shear or (min_zoom, max_zoom) != (1, 1):
             steps.append(
@@ -105,8 +109,16 @@ class TwoViews(nn.Module):
         """The images themselves as the encoder sees them, without augmentation: float32."""
         return self._standardize(images / 255)
 
+    def standardize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """From here on take the mean of each channel away and divide by its deviation."""
+        self.standardize_each = False
+        # no part of a checkpoint: they are the encoder's, wherever it is built
+        for name, values in (("mean", mean), ("std", std)):
+            delattr(self, name)
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
     def _standardize(self, images: Tensor) -> Tensor:
         if not self.standardize_each:
-            return 2 * images - 1
+            return (images - self.mean) / self.std
         std, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True)
         return (images - mean) / std.clamp_min(0.02)  # an even image stays even

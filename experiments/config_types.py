@@ -53,8 +53,22 @@ def _check_targets(config: Mapping[str, Any], place: str) -> None:
 
 def _declared_types(target: str) -> dict[str, Any]:
     function = pydoc.locate(target)
+    if not inspect.isclass(function):
+        return _hints(function)
+    declared: dict[str, Any] = {}
+    for cls in inspect.getmro(function):
+        if "__init__" in vars(cls):
+            declared = _hints(cls.__init__) | declared
+            kinds = [p.kind for p in inspect.signature(cls.__init__).parameters.values()]
+            if inspect.Parameter.VAR_KEYWORD not in kinds:  # nothing is passed on to a base
+                break
+    declared.pop("arguments", None)
+    return declared
+
+
+def _hints(function: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        return typing.get_type_hints(function)
     except (AttributeError, NameError, TypeError):  # what is not annotated is not checked
         return {}
 

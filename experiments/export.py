@@ -1,12 +1,15 @@
-"""Export a trained encoder: python -m experiments.export ckpt_path=FILE|RUN|last [out=DIR]
+"""Export an encoder: python -m experiments.export ckpt_path=FILE|RUN|last [out=DIR] [format=onnx]
 
 Writes, by default to the folder `export` in the run's directory: encoder.safetensors, the encoder's
 parameters; encoder.pt2, a torch.export program from uint8 images to features, which needs torch
-alone; and README.md, the model card. What was written is loaded back and compared.
+alone; with format=onnx (extra: onnx) encoder.onnx, the same for ONNX Runtime; and README.md, the
+model card. What was written is loaded back and compared.
 """
 
 import shutil
 import sys
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,6 +21,10 @@ from experiments.command_line import USER_ERRORS, one_line_errors
 from experiments.errors import UserError
 from experiments.quiet import silence_routine_messages
 from experiments.saved_run import SavedRun, load_run
+
+CARD = "README.md"
+FORMATS = ("torch", "onnx")
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Features(nn.Module):
@@ -38,19 +45,22 @@ def main(arguments: list[str]) -> None:
         return
     silence_routine_messages()
     with one_line_errors(expected=(*USER_ERRORS, ValueError, TypeError)):
-        run = load_run(arguments)
+        run = load_run(arguments, {"format": "torch"})
+        if run.settings["format"] not in FORMATS:
+            raise UserError(f"format must be torch or onnx; got {run.settings['format']}")
+        if run.settings["format"] == "onnx" and not all(map(find_spec, ONNX)):
+            raise UserError('format=onnx needs the extra onnx: pip install -e ".[onnx]"')
         out = Path(run.config.out or run.directory / "export")
         if out.exists():
             raise UserError(f"{out} is there already: choose another out=, or remove it")
         export(run, out)
-    print(f"wrote {out}: encoder.safetensors, encoder.pt2 and its model card, README.md")
+    written = ", ".join(sorted(path.name for path in out.iterdir() if path.name != CARD))
+    print(f"wrote {out}: {written} and their model card, {CARD}")
 
 
 def export(run: SavedRun, out: Path) -> None:
-    """Write the three files to the folder `out`, whole or not at all."""
-    encoder = run.config.model.encoder
-    if encoder.get("compile"):
-        encoder.compile = False  # what torch.compile has made cannot be exported
+    """Write the files to the folder `out`, whole or not at all."""
+    run.never_compile()  # what torch.compile has made cannot be exported
     model = run.model().float()
     features = Features(model.encoder, model.views).eval()
     size = run.config.data.image_size
@@ -65,11 +75,25 @@ def export(run: SavedRun, out: Path) -> None:
         parameters = {n: p.contiguous() for n, p in model.encoder.state_dict().items()}
         (temporary / "encoder.safetensors").write_bytes(save(parameters))
         torch.export.save(program, temporary / "encoder.pt2")
-        (temporary / "README.md").write_text(model_card.write(run, model.encoder, images))
+        if run.settings["format"] == "onnx":
+            write_onnx(features, images, temporary / "encoder.onnx")
+        (temporary / CARD).write_text(model_card.write(run, model.encoder, images))
         check(temporary, run, features)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_onnx(features: nn.Module, images: Tensor, path: Path) -> None:
+    """Write the program from any number of uint8 `images` to `features`."""
+    names = {"input_names": ["images"], "output_names": ["features"]}
+    shapes = {"images": {0: "batch"}}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of what torch itself will change one day
+        program = torch.onnx.export(
+            features, (images,), **names, dynamic_shapes=shapes, dynamo=True, verbose=False
+        )
+    program.save(path)
 
 
 def check(folder: Path, run: SavedRun, features: Features) -> None:
@@ -85,10 +109,20 @@ def check(folder: Path, run: SavedRun, features: Features) -> None:
             "encoder.safetensors": Features(encoder.eval(), features.views)(images),
             "encoder.pt2": program(images),
         }
+    if (path := folder / "encoder.onnx").exists():
+        loaded["encoder.onnx"] = run_onnx(path, images)
     for name, found in loaded.items():
         error = (found - expected).norm() / expected.norm()
         if not error < 1e-5:  # float32 sums in another order
             raise RuntimeError(f"{name} gives other features than the model: off by {error:.1e}")
+
+
+def run_onnx(path: Path, images: Tensor) -> Tensor:
+    """The features that ONNX Runtime computes, on the CPU, of the program at path."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
 
 
 if __name__ == "__main__":

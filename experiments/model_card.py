@@ -13,6 +13,19 @@ from experiments.saved_run import SavedRun
 
 PACKAGES = ("cosloss", "torch", "torchvision", "lightning", "safetensors")
 
+ONNX = """
+`encoder.onnx` takes the same, for ONNX Runtime:
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+images = np.random.randint(0, 256, ({shape}), dtype=np.uint8)
+(features,) = session.run(["features"], {{"images": images}})
+```
+"""
+
 
 def write(run: SavedRun, encoder: nn.Module, images: Tensor) -> str:
     """The card's text; `images` are uint8 examples of what the encoder takes."""
@@ -20,16 +33,22 @@ def write(run: SavedRun, encoder: nn.Module, images: Tensor) -> str:
     _, channels, height, width = images.shape
     target = config.model.encoder["_target_"]
     module, _, name = target.rpartition(".")
+    model = config.model.encoder.get("name", name)
     front = {
         "library_name": "pytorch",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["self-supervised", "simclr", "cosine-similarity"],
     }
+    onnx = (
+        ONNX.format(shape=f"4, {channels}, {height}, {width}")
+        if run.settings["format"] == "onnx"
+        else ""
+    )
     saved = {"checkpoint": run.path.name, "steps": run.step}
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# {name} trained by SimCLR on {config.data["_target_"].rpartition(".")[2]}
+# {model} trained by SimCLR on {config.data["_target_"].rpartition(".")[2]}
 
 - data: `{_call(config.data)}`
 - loss: `{_call(config.model.loss)}`
@@ -47,7 +66,7 @@ encoder = torch.export.load("encoder.pt2").module()
 images = torch.randint(0, 256, (4, {channels}, {height}, {width}), dtype=torch.uint8)
 features = encoder(images)  # float32, (4, {encoder.num_features})
 ```
-
+{onnx}
 `encoder.safetensors` holds the parameters, for use with the source of cosloss. This encoder takes
 float32 images that the `views.normalize` of the configuration below has normalised:
 
@@ -56,7 +75,7 @@ from safetensors.torch import load_file
 
 from {module} import {name}
 
-encoder = {_call(config.model.encoder)}
+encoder = {_call(run.encoder_config)}
 encoder.load_state_dict(load_file("encoder.safetensors"))
 encoder.eval()
 ```

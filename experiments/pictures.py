@@ -47,7 +47,7 @@ def neighbour_figure(
         frames = [[PLAIN, *(SAME if is_same else OTHER for is_same in row)] for row in same]
     figure, axes, columns = _tiles(torch.cat([queries[:, None], neighbours], dim=1).cpu(), frames)
     if names is not None:
-        axes.set_yticks(axes.get_yticks(), names)
+        axes.set_yticks(axes.get_yticks(), _plain(names))
     axes.set_xticks(columns, ["test image", *map(str, range(1, len(columns)))])
     axes.xaxis.tick_top()
     title = "nearest training images"
@@ -67,7 +67,7 @@ def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) ->
         labels.numpy(),
         predicted.numpy(),
         labels=range(len(names)),
-        display_labels=names,
+        display_labels=_plain(names),
         normalize="true",
         values_format=".0%",
         include_values=len(names) <= 20,
@@ -83,6 +83,11 @@ def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) ->
             text.set(color="white" if share > 0.5 else "black", visible=share >= 0.005)
     axes.set_title("linear probe on the test part, share of each true class", fontsize="medium")
     return figure
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """The names without a meaning for matplotlib, which reads mathematics between dollars."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _tiles(

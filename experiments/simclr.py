@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from experiments import probes
 from experiments.augmentation import TwoViews
+from experiments.backbones import load_weights
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, evaluate
 from experiments.resuming import keep_own_settings
@@ -35,6 +36,8 @@ class SimCLR(L.LightningModule):
             rate where training has no end.
         knn_k: neighbours of the k-NN evaluation.
         knn_temperature: temperature of its weights exp(similarity / temperature).
+        weights: a file with the encoder's first weights: `experiments.backbones.load_weights`.
+        frozen: leave the encoder as it is, and train the projection head alone.
     """
 
     def __init__(
@@ -47,11 +50,18 @@ class SimCLR(L.LightningModule):
         warmup_epochs: float = 1.0,
         knn_k: int = 20,
         knn_temperature: float = 0.1,
+        weights: str | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        if weights is not None:
+            load_weights(encoder, weights)
+        self.encoder = encoder.requires_grad_(not frozen)
+        self.frozen = frozen
         self.projection_head = projection_head(encoder.num_features)
         self.views = views
+        if (wanted := getattr(encoder, "normalization", None)) is not None:
+            views.standardize_by(*wanted)
         self.loss = loss
         self.make_optimizer = optimizer
         self.warmup_epochs = warmup_epochs
@@ -65,6 +75,12 @@ class SimCLR(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images, without augmentation."""
         return self.encoder(self.views.normalize(images).to(self.dtype))
+
+    def train(self, mode: bool = True) -> "SimCLR":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()  # the statistics of batch norm, too, stay as they are
+        return self
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._contrast(batch)
@@ -157,3 +173,16 @@ class SimCLR(L.LightningModule):
         features = torch.cat([part.float() for part in self._features])
         self._features.clear()
         return features
+
+
+class SimCLRByName(SimCLR):
+    """SimCLR whose encoder's settings that people choose first stand beside its own.
+
+    Args:
+        name: of the encoder's model; the encoder was built with it, as with `pretrained`.
+        pretrained: whether its library's weights were asked for.
+        arguments: SimCLR's.
+    """
+
+    def __init__(self, name: str, pretrained: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)

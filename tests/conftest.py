@@ -6,8 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 if not torch.cuda.is_available():
     # read when triton is imported: its kernels then run on CPU tensors
@@ -61,3 +63,14 @@ def smoke_run(tmp_path_factory) -> Path:
         capture_output=True,
     )
     return directory
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of two classes, twenty pictures of noise in each."""
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "pictures"

@@ -106,3 +106,53 @@ def test_an_existing_folder_and_a_failed_check_leave_nothing(
     with pytest.raises(RuntimeError, match=r"encoder\.safetensors gives other features"):
         export(f"ckpt_path={smoke_run}", f"out={tmp_path}/out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+@pytest.fixture
+def onnx(export, smoke_run, tmp_path):
+    """The folder of a smoke run exported for ONNX Runtime too."""
+    for package in program.ONNX:
+        pytest.importorskip(package, reason="needs the extra onnx")
+    run = export(f"ckpt_path={smoke_run}", f"out={tmp_path}/out", "format=onnx")
+    assert run.status == 0, run.err
+    assert "encoder.onnx, encoder.pt2, encoder.safetensors" in run.out
+    return tmp_path / "out"
+
+
+@torch.no_grad()
+def test_onnx_runtime_gives_the_models_features_of_any_number_of_images(onnx, smoke_run):
+    import onnxruntime
+
+    model, session = trained(smoke_run), onnxruntime.InferenceSession(onnx / "encoder.onnx")
+    (takes,), (gives,) = session.get_inputs(), session.get_outputs()
+    assert (takes.name, takes.type, takes.shape) == (
+        "images",
+        "tensor(uint8)",
+        ["batch", 3, 16, 16],
+    )
+    assert (gives.name, gives.shape) == ("features", ["batch", 16])
+    for rows in (1, 2, 33):
+        batch = images(rows)
+        found = torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+        torch.testing.assert_close(found, model(batch), rtol=1e-5, atol=1e-6)
+    code = re.findall(r"```python\n(.*?)```", (onnx / "README.md").read_text(), re.DOTALL)[1]
+    checked = f"{code}\nassert features.shape == (4, 16), features.shape"
+    subprocess.run([sys.executable, "-c", checked], cwd=onnx, check=True)
+
+
+def test_onnx_that_gives_other_features_is_not_left(export, smoke_run, tmp_path, monkeypatch):
+    for package in program.ONNX:
+        pytest.importorskip(package, reason="needs the extra onnx")
+    monkeypatch.setattr(program, "run_onnx", lambda path, images: torch.ones(len(images), 16))
+    with pytest.raises(RuntimeError, match=r"encoder\.onnx gives other features"):
+        export(f"ckpt_path={smoke_run}", f"out={tmp_path}/out", "format=onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_that_are_not_there(export, smoke_run, tmp_path, monkeypatch):
+    run = export(f"ckpt_path={smoke_run}", f"out={tmp_path}/out", "format=tflite")
+    assert (run.status, run.err) == (2, "error: format must be torch or onnx; got tflite\n")
+    monkeypatch.setattr(program, "find_spec", lambda name: None)
+    run = export(f"ckpt_path={smoke_run}", f"out={tmp_path}/out", "format=onnx")
+    assert run.status == 2
+    assert 'pip install -e ".[onnx]"' in run.err

@@ -1,6 +1,7 @@
 """python train.py as a person runs it: results, determinism, mistakes, sweeps, every loss."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,22 @@ def test_flat_folder_without_labels_trains_and_says_what_is_left_out(train, tmp_
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["test/knn"] is None
     assert (tmp_path / "run/checkpoints/best.ckpt").exists()
+
+
+def test_class_folders_of_any_name_leave_results(train, tmp_path):
+    for i in range(80):
+        name = (os.fsdecode(b"caf\xe9"), "two\nlines", "$x$", "tab\there")[i % 4]
+        path = tmp_path / "images" / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((24, 20), 100).save(path)
+    data = "data=image_folder", f"data.root={tmp_path}/images", "data.batch_size=32"
+    run = train(SMOKE, *data, "callbacks=no_checks", f"hydra.run.dir={tmp_path}/run")
+    assert run.status == 0, run.err
+    assert json.loads((tmp_path / "run/results.json").read_text())["test/knn"] is not None
+    (names,) = (tmp_path / "run").glob("*/test_features/metadata.tsv")
+    assert set(names.read_text().splitlines()) <= {r"caf\xe9", r"two\nlines", "$x$", r"tab\there"}
+    for name in ("nearest_neighbours", "confusion_matrix"):
+        assert (tmp_path / f"run/pictures/{name}.png").exists()
 
 
 def test_max_time_ends_the_run_with_results(train, tmp_path):

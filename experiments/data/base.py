@@ -3,6 +3,7 @@
 Shapes: images (N, 3, H, W), uint8; labels (N,), int64.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import lightning as L
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from experiments.errors import UserError
@@ -32,6 +34,14 @@ class Part:
         """The same on that device."""
         labels = None if self.labels is None else self.labels.to(device)
         return Part(self.images.to(device), labels)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Images and their names, files' paths where they are files."""
+
+    names: list[str]
+    part: Part
 
 
 class Batches:
@@ -92,7 +102,8 @@ class ImageData(L.LightningDataModule, ABC):
         self.image_size = image_size
         self.class_names: list[str] | None = None
         self.same_order = False  # in every epoch, as trainer.overfit_batches wants it
-        self._parts: tuple[Part, Part, Part] | None = None
+        self._parts: tuple[Part, ...] | None = None
+        self._streamed: tuple[Part, ...] = ()
 
     @abstractmethod
     def load(self) -> tuple[Part, Part, Part]:
@@ -104,12 +115,31 @@ class ImageData(L.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         if self._parts is None:
-            self._parts = self.load()
+            self._parts = self._with_labels_that_tell(*self.load())
         train, val, test = self._parts
         self.train_images, self.train_labels = train.images, train.labels
         self.val_images, self.val_labels = val.images, val.labels
         self.test_images, self.test_labels = test.images, test.labels
         self._check_batch_size()
+
+    def stream(self, rows: int) -> Iterator[Named]:
+        """All images of all parts, in their order, at most so many at a time; no need of setup."""
+        self._streamed = self.load()
+        for name, part in zip(("train", "val", "test"), self._streamed, strict=True):
+            for index in torch.arange(len(part)).split(rows):
+                yield Named([f"{name}/{i}" for i in index.tolist()], part[index])
+
+    def picture(self, row: int, size: int) -> Image.Image:
+        """The image that was streamed as the row-th, to look at, in a square of that size."""
+        for part in self._streamed:
+            if row < len(part):
+                break
+            row -= len(part)
+        return Image.fromarray(part.images[row].permute(1, 2, 0).numpy())
+
+    def address(self, row: int) -> str | None:
+        """Where a browser finds the image that was streamed as the row-th, if it is a file."""
+        return None
 
     def train_dataloader(self) -> Batches:
         part = self._part(0)
@@ -120,6 +150,15 @@ class ImageData(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> Batches:
         return self._in_order(self._part(2))
+
+    def _with_labels_that_tell(self, *parts: Part) -> tuple[Part, ...]:
+        """The parts; without labels where the training part has one class, which all would get."""
+        labels = parts[0].labels
+        if labels is None or len(labels.unique()) > 1:
+            return parts
+        warnings.warn("all training images are of one class: labels are left out", stacklevel=2)
+        self.class_names = None
+        return tuple(Part(part.images) for part in parts)
 
     def _part(self, number: int) -> Part:
         self.setup()

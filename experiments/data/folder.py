@@ -1,23 +1,28 @@
 """Anybody's own images, in a folder."""
 
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
-from PIL import Image, ImageOps
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import ImageOps
 from torch import Tensor
 
-from experiments.data.base import Batches, ImageData, Part, split
+from experiments.data.base import Batches, ImageData, Named, Part, split
 from experiments.data.decoding import DecodedBatches
+from experiments.data.image_file import ValueRanges, read
+from experiments.data.layout import Image, Layout, printable, read_layout, readable
 from experiments.errors import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+CLASSES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,15 @@ class Files:
 class ImageFolder(ImageData):
     """The images below a folder, resized and cropped about their centre to a square.
 
-    Where `root` has a folder train/, the parts are its folders train/, val/ and test/; a missing
-    val/ or test/ is a tenth of train/. Elsewhere all images are one pool, of which a tenth
-    validates and a tenth tests. In a pool each folder that holds images, at any depth, is a class;
-    without such folders the images have no labels. The draws are the same in every run.
+    Where `root` has a folder train/, the parts are its folders train/, val/ and test/, whose names
+    may be others that say so; a missing val/ or test/ is a tenth of train/. Elsewhere all images
+    are one pool, of which a tenth validates and a tenth tests. In a pool two or more folders that
+    hold images, at any depth, are the classes; with fewer the images have no labels. The draws are
+    the same in every run. What was understood is printed: `experiments.data.layout` has the rules.
+
+    Images of more than 8 bits are scaled to 8 from their format's range, or from one that is
+    guessed where the format has none: `experiments.data.image_file.ValueRanges`. What is
+    transparent is seen before white.
 
     An image that cannot be decoded is left out with a warning that names it; a last warning counts
     them. Files whose names do not end as an image's are not looked at.
@@ -61,6 +71,8 @@ class ImageFolder(ImageData):
         workers: threads that decode training images as they are needed; 0 decodes all first.
         train_per_class: train on so many images of each class, drawn at random; all without it.
         eval_per_class: likewise for validation and test.
+        value_range: [low, high], the values that become black and white in images of more than 8
+            bits; each format's own without it.
     """
 
     def __init__(
@@ -73,18 +85,20 @@ class ImageFolder(ImageData):
         workers: int = 0,
         train_per_class: int | None = None,
         eval_per_class: int | None = None,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(batch_size, seed, image_size)
         self.root = Path(root)
         self.max_memory_gb = max_memory_gb
         self.workers = workers
         self.per_class = train_per_class, eval_per_class, eval_per_class
+        self.ranges = ValueRanges(value_range)
 
     def load(self) -> tuple[Part, Part, Part]:
-        if not self.root.is_dir():
-            raise UserError(f"data.root={self.root} is not a folder: name one that holds images")
-        parts = zip(self._split(), self.per_class, strict=True)
+        layout = self._layout()
+        parts = zip(self._split(layout), self.per_class, strict=True)
         files = [part if n is None else _drawn(part, n) for part, n in parts]
+        _say("\n".join(_understood(layout, files, self.root)))
         if self.workers:
             train = _in_random_order(files[0])
             self.train_files = train
@@ -94,7 +108,32 @@ class ImageFolder(ImageData):
         found, read = sum(map(len, files)), len(train) + len(val) + len(test)
         if read < found:
             warnings.warn(f"left out {found - read} of {found} images", stacklevel=2)
+        self.ranges.warn_of_narrow_values()
         return train, val, test
+
+    def stream(self, rows: int) -> Iterator[Named]:
+        layout = self._layout()
+        files = _files(layout.images())
+        classes = "no labels" if layout.classes is None else f"{len(layout.classes)} classes"
+        lines = [f"{len(files):,} images of {printable(str(self.root))}: {classes}"]
+        _say("\n".join(lines + [f"  {note}" for note in layout.notes]))
+        self.streamed: list[Path] = []
+        for index in torch.arange(len(files)).split(rows):
+            chunk = files[index]
+            decoded = dict(self._decoding(chunk.paths))
+            if decoded:
+                kept = chunk[torch.tensor(list(decoded))]
+                self.streamed += kept.paths
+                names = [readable(os.path.relpath(path, self.root)) for path in kept.paths]
+                yield Named(names, Part(torch.stack(list(decoded.values())), kept.labels))
+        if not self.streamed:
+            raise UserError(f"none of {len(files)} images of {self.root} can be decoded")
+
+    def picture(self, row: int, size: int) -> PIL.Image.Image:
+        return ImageOps.contain(read(self.streamed[row], self.ranges), (size, size))
+
+    def address(self, row: int) -> str:
+        return self.streamed[row].absolute().as_uri()
 
     def train_dataloader(self) -> Batches | DecodedBatches:
         if not self.workers:
@@ -107,60 +146,50 @@ class ImageFolder(ImageData):
     def _rows(self) -> int:
         return len(self.train_files) if self.workers else super()._rows()
 
-    def _split(self) -> tuple[Files, Files, Files]:
-        pool = self.root / "train"
-        if not pool.is_dir():
-            self.class_names = _class_names(self.root)
-            files = self._files(self.root)
-            train, val, test = split(len(files), 0.8, 0.1, 0.1)
-            return files[train], files[val], files[test]
-        self.class_names = _class_names(pool)
-        train = self._files(pool)
-        parts: dict[str, Files] = {}
-        for name in ("val", "test"):
-            if (self.root / name).is_dir():
-                parts[name] = self._files(self.root / name)
-            else:
-                rest, drawn = split(len(train), 0.9, 0.1)
-                train, parts[name] = train[rest], train[drawn]
-        return train, parts["val"], parts["test"]
+    def _layout(self) -> Layout:
+        if not self.root.is_dir():
+            raise UserError(f"data.root={self.root} is not a folder: name one that holds images")
+        layout = read_layout(self.root)
+        self.class_names = layout.classes and [printable(name) for name in layout.classes]
+        self.ranges.files = [image.path for image in layout.images()]
+        return layout
 
-    def _files(self, pool: Path) -> Files:
-        if self.class_names is None:
-            paths, labels = list(_images(pool)), None
-        else:
-            unknown = set(_class_names(pool) or []) - set(self.class_names)
-            if unknown:
-                raise UserError(f"{pool} has classes that train/ has not: {sorted(unknown)}")
-            found = [(f, i) for i, c in enumerate(self.class_names) for f in _images(pool / c)]
-            paths, labels = [f for f, _ in found], torch.tensor([i for _, i in found])
-        if not paths:
-            endings = ", ".join(sorted(EXTENSIONS))
-            raise UserError(f"no images in {pool}: expected files that end in {endings}")
-        return Files(paths, labels)
+    def _split(self, layout: Layout) -> list[Files]:
+        found = {part: _files(images) for part, images in layout.parts.items()}
+        train = found["train"]
+        if layout.pool:
+            return [train[rows] for rows in split(len(train), 0.8, 0.1, 0.1)]
+        for part in ("val", "test"):
+            if part not in found:
+                rest, drawn = split(len(train), 0.9, 0.1)
+                train, found[part] = train[rest], train[drawn]
+        return [train, found["val"], found["test"]]
 
     def _decoded(self, files: Files) -> Part:
         images = self._storage(len(files))
         kept: list[int] = []
-        # Pillow decodes outside the interpreter's lock; in chunks, as map reads ahead without bound
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, len(files), 1024):
-                decoded = threads.map(self._decode, files.paths[start : start + 1024])
-                for row, image in enumerate(decoded, start):
-                    if isinstance(image, Exception):
-                        warnings.warn(f"left out {files.paths[row]}: {image}", stacklevel=2)
-                    else:
-                        images[len(kept)] = image
-                        kept.append(row)
+        for row, image in self._decoding(files.paths):
+            images[len(kept)] = image
+            kept.append(row)
         if not kept:
             raise UserError(f"none of {len(files)} images of {self.root} can be decoded")
         return Part(images[: len(kept)], None if files.labels is None else files.labels[kept])
 
+    def _decoding(self, paths: list[Path]) -> Iterator[tuple[int, Tensor]]:
+        """The rows that can be decoded, with their images; a warning names each other."""
+        # Pillow decodes outside the interpreter's lock; in chunks, as map reads ahead without bound
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for start in range(0, len(paths), 1024):
+                decoded = threads.map(self._decode, paths[start : start + 1024])
+                for row, image in enumerate(decoded, start):
+                    if isinstance(image, Exception):
+                        warnings.warn(f"left out {paths[row]}: {image}", stacklevel=2)
+                    else:
+                        yield row, image
+
     def _decode(self, file: Path) -> Tensor | Exception:
         try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                square = ImageOps.fit(upright, (self.image_size, self.image_size))
+            square = ImageOps.fit(read(file, self.ranges), (self.image_size, self.image_size))
         # Pillow raises OSError, SyntaxError, ValueError, struct.error and more for a broken file
         except Exception as error:
             return error
@@ -199,13 +228,34 @@ def _drawn(files: Files, per_class: int) -> Files:
     return files[torch.cat(rows)]
 
 
-def _class_names(pool: Path) -> list[str] | None:
-    """Names of the folders below the pool that hold images, or None if there are none."""
-    folders = (f for f in pool.iterdir() if f.is_dir() and not f.name.startswith("."))
-    return sorted(f.name for f in folders if any(_images(f))) or None
+def _files(images: list[Image]) -> Files:
+    labels = [image.label for image in images if image.label is not None]
+    return Files([image.path for image in images], torch.tensor(labels) if labels else None)
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in EXTENSIONS)
-        yield from (f for f in files if f.is_file() and not f.name.startswith("."))
+def _understood(layout: Layout, parts: list[Files], root: Path) -> list[str]:
+    """What a person should see before training: parts, classes, counts, what is left out."""
+    names = layout.classes
+    kinds = "no labels, and so no accuracies" if names is None else f"{len(names)} classes"
+    lines = [f"images of {printable(str(root))}: {kinds}"]
+    for name, files in zip(("train", "val", "test"), parts, strict=True):
+        drawn = "" if name in layout.parts else ", drawn from the training images"
+        plural = "" if len(files) == 1 else "s"
+        classes = "" if names is None else f": {_counts(names, files.labels)}"
+        lines.append(f"  {name:<6}{len(files):>9,} image{plural}{drawn}{classes}")
+    return lines + [f"  {note}" for note in layout.notes]
+
+
+def _say(text: str) -> None:
+    if rank_zero_only.rank == 0:
+        encoding = sys.stdout.encoding or "utf-8"  # not every terminal's has every class's name
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _counts(names: list[str], labels: Tensor) -> str:
+    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    shown = [f"{printable(n)} {c:,}" for n, c in zip(names, counts, strict=True)]
+    if len(shown) > CLASSES_SHOWN:
+        more = f"{len(shown) - CLASSES_SHOWN:,} more classes"
+        shown = [*shown[:CLASSES_SHOWN], f"{more}, of {min(counts):,} to {max(counts):,} in all"]
+    return ", ".join(shown)

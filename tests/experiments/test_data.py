@@ -185,6 +185,14 @@ def test_impossible_sizes_are_refused(arguments, message):
         RandomImages(**arguments)
 
 
+def test_one_class_counts_as_no_labels():
+    data = RandomImages(batch_size=8, image_size=4, num_classes=1)
+    with pytest.warns(UserWarning, match="all training images are of one class"):
+        data.setup()
+    assert data.num_classes is None
+    assert data.train_labels is data.val_labels is data.test_labels is None
+
+
 @pytest.mark.parametrize(("free", "home"), [(2, "cuda"), (1.9, "cpu")])
 def test_training_images_lie_on_the_gpu_where_they_fit_in_half_of_its_memory(
     monkeypatch, free, home

@@ -1,5 +1,9 @@
 """Folders of images: layouts, broken images, memory."""
 
+import io
+import os
+import re
+import sys
 import threading
 
 import numpy as np
@@ -77,6 +81,44 @@ def test_a_class_unknown_to_training_is_refused(tmp_path):
     write(tmp_path / "test" / "c" / "0.png")
     with pytest.raises(UserError, match=r"test has classes that train/ has not: \['c'\]"):
         folder(tmp_path)
+
+
+def test_what_was_understood_is_said(tmp_path, capsys):
+    for i in range(12):
+        write(tmp_path / "all" / "Train" / "ab"[i % 2] / f"{i}.png", i)
+    write(tmp_path / "all" / "Train" / ".ipynb_checkpoints" / "0.png")
+    write(tmp_path / "all" / "Test" / "b" / "0.png", 250)
+    folder(tmp_path)
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
+        f"images of {tmp_path}: 2 classes",
+        "  train        11 images: a 6, b 5",
+        "  val           1 image, drawn from the training images: a 0, b 1",
+        "  test          1 image: a 0, b 1",
+        "  left out all/Train/.ipynb_checkpoints: hidden, or a system's own",
+        "  looked into all/: it is the only folder of images",
+    ]
+
+
+def test_of_many_classes_the_first_are_named(tmp_path, capsys):
+    for i in range(60):
+        write(tmp_path / f"{i % 20:02}" / f"{i}.png")
+    folder(tmp_path)
+    train = capsys.readouterr().out.splitlines()[1]
+    assert re.search(r": 00 3, 01 \d, .*11 \d, 8 more classes, of \d to 3 in all$", train)
+
+
+def test_any_class_name_is_shown_whatever_the_terminal_has(tmp_path, monkeypatch):
+    for i in range(10):
+        write(tmp_path / os.fsdecode(b"caf\xe9") / f"{i}.png", i)
+        write(tmp_path / "日本\nü" / f"{i}.png", 100 + i)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    data = folder(tmp_path)
+    terminal.flush()
+    assert data.class_names == [r"caf\xe9", r"日本\nü"]
+    said = terminal.buffer.getvalue().decode()
+    assert re.search(r": caf\\xe9 \d, \\u65e5\\u672c\\n\\xfc \d", said)
 
 
 def test_images_are_cropped_about_their_centre_and_turned_upright(tmp_path):

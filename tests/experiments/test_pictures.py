@@ -65,3 +65,14 @@ def test_views_lie_below_their_image_without_the_tails():
     centres = [int(y) for y in axes.get_yticks()]
     x = canvas.shape[1] // 2
     assert [canvas[y, x].tolist() for y in centres] == [[40] * 3, [0] * 3, [255] * 3]
+
+
+def test_dollars_in_a_class_name_are_dollars():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    names = ["$5 to $9", r"$\frac"]
+    drawn(neighbour_figure(images, images[:, None], names))
+    labels = torch.tensor([0, 1])
+    figure = confusion_figure(labels, labels, names)
+    drawn(figure)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [text.replace(r"\$", "$") for text in shown] == names

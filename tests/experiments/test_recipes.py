@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -20,17 +19,6 @@ FEW_STEPS = (
     "trainer.check_val_every_n_epoch=1",
     "+trainer.limit_train_batches=2",
 )
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder of two classes, twenty pictures of noise in each."""
-    generator = np.random.default_rng(0)
-    for i in range(40):
-        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
 
 
 def check_run(run, path, loss):
