@@ -29,7 +29,6 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from torch import Tensor
 
 from experiments import gallery
@@ -78,8 +77,7 @@ def main(arguments: list[str]) -> None:
         out = Path(run.config.out or run.directory / "embedding")
         if out.exists():
             raise UserError(f"{out} is there already: choose another out=, or remove it")
-        data = instantiate(run.config.data)
-        data.prepare_data()
+        data = run.unread_data()
         embedded = embed(run, data)
         pairs = write(run, data, embedded, settings, out)
     print(f"embedded {len(embedded.names):,} images: {embedded.features.shape[1]} features each")

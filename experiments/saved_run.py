@@ -51,9 +51,14 @@ class SavedRun:
         return folder.parent if folder.name == "checkpoints" else folder
 
     def data(self) -> ImageData:
+        data = self.unread_data()
+        data.setup("test")
+        return data
+
+    def unread_data(self) -> ImageData:
+        """The data as they are before anything is divided or decoded."""
         data = instantiate(self.config.data)
         data.prepare_data()
-        data.setup("test")
         return data
 
     @property
