@@ -93,14 +93,18 @@ def fail_job(run: RunDirectory, message: str) -> JobFailed:
 
 
 def leave_if_jobs_failed() -> None:
-    """Name on stderr the jobs of the sweep that failed; leave with status 1 if there are any."""
-    if Directories.sweep is None:
+    """Name on stderr the jobs of the sweep that failed; leave with status 1 if there are any.
+
+    The sweep is over then: what else this process does has no part in it.
+    """
+    sweep, Directories.sweep = Directories.sweep, None
+    if sweep is None:
         return
-    files = Directories.sweep.glob(f"*/{RunDirectory.FAILURE}")
+    files = sweep.glob(f"*/{RunDirectory.FAILURE}")
     failures = [json.loads(path.read_text()) for path in files]
     if not failures:
         return
-    print(f"\n{len(failures)} of the jobs failed, in {Directories.sweep}:", file=sys.stderr)
+    print(f"\n{len(failures)} of the jobs failed, in {sweep}:", file=sys.stderr)
     for job in sorted(failures, key=lambda job: job["number"]):
         print(f"  {job['name']}: {job['why']}", file=sys.stderr)
     raise SystemExit(1)

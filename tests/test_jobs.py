@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import train as train_program
-from experiments.jobs import new_directory, quoted
+from experiments.jobs import Directories, new_directory, quoted
 from experiments.run_directory import RunDirectory
 from experiments.simclr import SimCLR
 
@@ -71,6 +71,7 @@ def test_the_jobs_of_a_sweep_go_on_where_one_fails(train, tmp_path):
     run = train("-m", *SMOKE, "loss.margin=0,7,0.5", f"hydra.sweep.dir={tmp_path}/s")
     assert run.status == 1
     assert "Traceback" not in run.err
+    assert Directories.sweep is None, "what this process does next would be told of it"
     found = sorted(path.parent.name for path in tmp_path.glob("s/*/results.json"))
     assert found == ["0", "2"]
     at_once, summary = run.err.split("1 of the jobs failed")
