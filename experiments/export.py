@@ -62,6 +62,8 @@ def export(run: SavedRun, out: Path) -> None:
     """Write the files to the folder `out`, whole or not at all."""
     run.never_compile()  # what torch.compile has made cannot be exported
     model = run.model().float()
+    # what is saved has this layout, and torch.export warns of others
+    model.encoder.to(memory_format=torch.contiguous_format)
     features = Features(model.encoder, model.views).eval()
     size = run.config.data.image_size
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
@@ -71,7 +73,6 @@ def export(run: SavedRun, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.mkdir(parents=True)
     try:
-        # in the usual layout: safetensors has no other
         parameters = {n: p.contiguous() for n, p in model.encoder.state_dict().items()}
         (temporary / "encoder.safetensors").write_bytes(save(parameters))
         torch.export.save(program, temporary / "encoder.pt2")
