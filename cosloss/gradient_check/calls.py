@@ -180,11 +180,18 @@ class Cotangents:
         self.doubts = doubts or {}
         self.factor = 1.0
         self.layout: Callable[[Tensor], Tensor] | None = None
+        self.left_out: Mapping[str, Tensor] = {}
 
     def laid_out(self, layout: Callable[[Tensor], Tensor]) -> "Cotangents":
         """The same numbers, each gradient as `layout` puts it into memory."""
         changed = copy.copy(self)
         changed.layout = layout
+        return changed
+
+    def without(self, left_out: Mapping[str, Tensor]) -> "Cotangents":
+        """The same, but zero on the entries of outputs that are marked, by the outputs' names."""
+        changed = copy.copy(self)
+        changed.left_out = left_out
         return changed
 
     def scaled(self, factor: float) -> "Cotangents":
@@ -213,6 +220,11 @@ class Cotangents:
             ValueError: the outputs are not those of the recorded gradients.
         """
         weights = self._on(outputs)
+        if self.left_out:
+            weights = [
+                weight.masked_fill(self.left_out[name], 0) if name in self.left_out else weight
+                for name, weight in zip(outputs, weights, strict=True)
+            ]
         return weights if self.layout is None else [self.layout(weight) for weight in weights]
 
     def _on(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -337,8 +349,12 @@ def backward(result: Any, leaves: Mapping[str, Tensor], cotangents: Cotangents) 
     outputs = outputs_of(result)
     if not outputs:
         raise ValueError("the result does not depend on its inputs by autograd")
+    recorded = cotangents.recorded
+    if recorded is not None and recorded.keys() <= outputs.keys():
+        # an argument that is handed through is no output of the recorded call
+        outputs = {name: outputs[name] for name in outputs if name in recorded}
     weights = cotangents.on(outputs)
-    made_up = cotangents.recorded is None
+    made_up = recorded is None
     half = any(t.dtype == torch.float16 for t in (*outputs.values(), *leaves.values()))
     # float16 gradients underflow without the loss scale that training uses
     scale = _float16_scale(outputs, leaves, weights) if half and made_up else 1.0

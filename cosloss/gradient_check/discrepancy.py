@@ -271,7 +271,7 @@ def _excess(error: Tensor, moved: Tensor) -> Tensor:
 
 def _unit_roundoff(inputs: Any) -> float:
     """That of the coarsest floating-point format at work: an input's, autocast's or TF32."""
-    tensors = [t for t in tensors_in(inputs).values() if t.is_floating_point()]
+    tensors = [t for t in tensors_in(inputs).values() if t.is_floating_point() or t.is_complex()]
     dtypes = {t.dtype for t in tensors}
     for kind in {t.device.type for t in tensors}:
         if torch.is_autocast_enabled(kind):

@@ -24,6 +24,7 @@ from cosloss.gradient_check.generators import Draw
 from cosloss.gradient_check.module_calls import as_calls
 from cosloss.gradient_check.point import (
     DEFAULT,
+    DomainError,
     FiniteDifferences,
     PointReport,
     check_point,
@@ -32,6 +33,7 @@ from cosloss.gradient_check.point import (
 from cosloss.gradient_check.single_precision import check_lines, narrower
 
 DEGENERATE = 1e-4
+SHARES = (1.0, 0.1, 0.01)  # of the way to the generic point
 TAKEN = "right if it is meant to take as constant what is made at "
 _seeds = itertools.count(1)
 
@@ -162,7 +164,9 @@ def _in_widest(
     for given, judge in widened:
         draw = Draw(seed)
         try:
-            points = [judge(point, draw) for point in _points(given, wanted, how, draw)]
+            points = _judged(given, wanted, how, draw, judge)
+        except DomainError as error:
+            return _not_checked(str(error))
         except Exception as error:  # a function may raise anything
             refused.append((str(error).splitlines() or [type(error).__name__])[0])
             continue
@@ -174,18 +178,46 @@ def _in_widest(
     return _not_checked(f"the check cannot run in float64: {'; '.join(dict.fromkeys(refused))}")
 
 
-def _points(live: Any, wanted: list[str], how: FiniteDifferences, draw: Draw) -> tuple[Any, Any]:
-    """The inputs, and a generic point."""
-    if how.unit_rows:
-        live = map_tensors(lambda n, t: _unit_rows(t, draw) if n in wanted else t, live)
-    return live, map_tensors(lambda n, t: _generic(t, draw) if n in wanted else t, live)
+def _judged(
+    live: Any,
+    wanted: list[str],
+    how: FiniteDifferences,
+    draw: Draw,
+    judge: Callable[[Any, Draw], PointReport],
+) -> list[PointReport]:
+    """What a judge says at the inputs, and at a generic point if there is one in the domain.
+
+    Rows of length 1 may lie outside of it, as a random matrix does that is to be positive definite:
+    then the rows stay as they are, and the generic point comes nearer, or is left out.
+    """
+    rows = map_tensors(lambda n, t: _unit_rows(t, draw) if n in wanted else t, live)
+    try:
+        found = [judge(rows if how.unit_rows else live, draw)]
+    except Exception:
+        if not how.unit_rows:
+            raise
+        found = [judge(live, draw)]
+        rows = live
+    generic = map_tensors(lambda n, t: _generic(t, draw) if n in wanted else t, rows)
+    tensors = tensors_in(generic)
+    for share in SHARES:
+
+        def between(name: str, t: Tensor, share: float = share) -> Tensor:
+            return torch.lerp(t, tensors[name], share) if name in wanted else t
+
+        point = generic if share == 1 else map_tensors(between, rows)
+        try:
+            return [*found, judge(point, draw)]
+        except Exception:  # a function may raise anything
+            continue
+    return found
 
 
 def _report(points: list[PointReport], where: str) -> FiniteDifferenceReport:
-    degenerate = points[0].slope <= DEGENERATE * points[1].slope
+    degenerate = points[0].slope <= DEGENERATE * points[-1].slope and len(points) > 1
     problems = [
         f"{point.problem} at {place} point"
-        for point, place in zip(points, ("the live", "a generic"), strict=True)
+        for point, place in zip(points, ("the live", "a generic"), strict=False)
         if point.problem
     ]
     agree = f"finite differences{where} agree to {largest(p.relative for p in points):.1e}"
@@ -234,9 +266,9 @@ def _unit_rows(x: Tensor, draw: Draw) -> Tensor:
 
 def _generic(x: Tensor, draw: Draw) -> Tensor:
     """A random point like x: of x's sign and in [0, 1] if x is; of x's row lengths otherwise."""
-    if x.numel() and x.min() >= 0:
+    if not x.is_complex() and x.numel() and x.min() >= 0:
         return (0.05 + 0.9 * draw.uniform(x)) * x.max().clamp(min=1e-3, max=1.0)
     random = draw.normal(x)
     if x.ndim < 2:
-        return random * x.square().mean().sqrt()
+        return random * x.abs().square().mean().sqrt()
     return random / random.norm(dim=-1, keepdim=True) * x.norm(dim=-1, keepdim=True)

@@ -6,7 +6,9 @@ and a wrong entry does not hide. torch.autograd.gradcheck then tries the same po
 on all entries, and its slow mode on a block of them.
 
 A failure is confirmed nearby, since a kink of the function lies at single points, and with larger
-steps, since a function may compute in float32 whatever its inputs are.
+steps, since a function may compute in float32 whatever its inputs are. Outputs that are infinite, a
+mask of -inf, are left out. A point is not in the function's domain where an output is NaN, or where
+the gradient of the finite ones is not finite, or a step makes more that are not.
 """
 
 import math
@@ -69,6 +71,10 @@ class FiniteDifferences:
 DEFAULT = FiniteDifferences()
 
 
+class DomainError(ValueError):
+    """The function has no finite value, or no slope, at a point."""
+
+
 @dataclass(frozen=True)
 class PointReport:
     """What was found at one point.
@@ -116,7 +122,8 @@ def with_stops(
     held = StopGradients(fn)
     first = found = look(held, point, wanted, draw=draw)
     for _ in range(NEARBY):
-        if not found.problem:
+        # no kink excuses a gradient that is NaN or infinite
+        if not found.problem or not math.isfinite(first.absolute):
             break
         found = look(StopGradients(fn), nearby(point, wanted, draw), wanted, draw=draw)
     return first if found.problem else replace(found, constants=tuple(held.places))
@@ -128,7 +135,10 @@ def nearby(point: Any, wanted: list[str], draw: Draw) -> Any:
     def move(name: str, t: Tensor) -> Tensor:
         if name not in wanted:
             return t
-        return t + 1e-3 * t.square().mean().sqrt() * draw.normal(t)
+        way = draw.normal(t)
+        if not t.is_complex() and t.numel() and t.min() >= 0:  # zero may be where its domain ends
+            way = way.abs()
+        return t + 1e-3 * t.abs().square().mean().sqrt() * way
 
     return change_each(move, point)
 
@@ -141,8 +151,7 @@ def _at(
     surrogate: Function | None,
     draw: Draw,
 ) -> PointReport:
-    cotangents = Cotangents(draw.below(2**31))
-    grads = gradients(fn, point, wanted, cotangents)
+    cotangents, grads = weighted_gradients(fn, point, wanted, draw)
     if surrogate is not None:
         return _beside(grads, gradients(surrogate, point, wanted, cotangents), wanted)
     worst = PointReport("", 0.0, 0.0, 0.0)
@@ -153,7 +162,9 @@ def _at(
             exact = exact and precise
             relative = error / size if size > ROUNDING else 0.0
             problem = ""
-            if not error <= allowed:
+            if not math.isfinite(error):
+                problem = f"{display_name(name)}: the gradient is NaN or infinite, the value is not"
+            elif not error <= allowed:
                 problem = (
                     f"{display_name(name)}: the gradient is off by {relative:.1e} of its norm, "
                     f"by finite differences (allowed {allowed / max(size, ROUNDING):.0e})"
@@ -166,8 +177,10 @@ def _at(
             )
     if worst.problem or not exact:
         return worst
-    value = max(1.0, float(grads["value"].abs().sum()))
-    problem = _torch_gradcheck(fn, point, wanted, how, worst.slope, value, draw)
+    value = max(1.0, size_of_value(grads))
+    problem = _torch_gradcheck(
+        fn, point, wanted, how, worst.slope, value, draw, cotangents.left_out
+    )
     return PointReport(problem, worst.absolute, worst.relative, worst.slope)
 
 
@@ -199,8 +212,10 @@ def _along(
         ) / (2 * step)
 
     analytic, numeric = float((grad * as_real(direction)).sum()), slope(step)
+    if not math.isfinite(numeric):
+        raise DomainError("its value is NaN or infinite near its inputs")
     size = max(float(grad.norm()), abs(numeric) * root)
-    noise = ROUNDING * max(1.0, float(grads["value"].abs().sum())) * STEP / step
+    noise = ROUNDING * max(1.0, size_of_value(grads)) * STEP / step
     allowed = RELATIVE * size + noise * root
     error = abs(analytic - numeric) * root
     if not error > allowed:
@@ -210,7 +225,9 @@ def _along(
     steps = [step * 10**k for k in range(6)]
     slopes = [numeric, *(slope(h) for h in steps[1:])]
     changes = [abs(a - b) for a, b in pairwise(slopes)]
-    rounding = max(changes[0] * steps[0], changes[1] * steps[1])
+    # a value in float32 beside a large constant does not change at all in the smallest steps
+    level = next((i for i, s in enumerate(slopes) if s != 0), 0)
+    rounding = max(change * h for change, h in zip(changes[: level + 2], steps, strict=False))
     uncertain, numeric = min(
         (change + 3 * rounding / h, s)
         for change, h, s in zip(changes, steps[1:], slopes[1:], strict=True)
@@ -229,6 +246,7 @@ def _torch_gradcheck(
     size: float,
     value: float,
     draw: Draw,
+    left_out: Mapping[str, Tensor],
 ) -> str:
     """What torch.autograd.gradcheck, and gradgradcheck, have to say: nothing if all is right."""
 
@@ -245,8 +263,12 @@ def _torch_gradcheck(
                 name: torch.cat([before, x, after]).reshape(inputs[name].shape)
                 for (name, (before, _, after)), x in zip(parts.items(), varied, strict=True)
             }
-            found = tensors_in(fn(replace_tensors(point, given))).values()
-            results = [t for t in found if t.is_floating_point() or t.is_complex()]
+            found = tensors_in(fn(replace_tensors(point, given))).items()
+            results = [
+                t.masked_fill(left_out[n], 0) if n in left_out else t
+                for n, t in found
+                if t.is_floating_point() or t.is_complex()
+            ]
             if sum(t.numel() for t in results) <= OUTPUTS:
                 return tuple(results)
             # gradcheck keeps a row of the Jacobian per entry: of many entries it sees a few sums
@@ -295,14 +317,44 @@ def _beside(
     return PointReport(problem, largest(errors.values()), relative, largest(sizes.values()))
 
 
+def weighted_gradients(
+    fn: Function, point: Any, wanted: list[str], draw: Draw
+) -> tuple[Cotangents, Mapping[str, Tensor]]:
+    """Generic weights of the outputs, zero on those that are infinite, and the gradients.
+
+    Raises:
+        DomainError: an output is NaN; with these left out the gradients are not finite, or nothing
+            is left.
+    """
+    cotangents = Cotangents(draw.below(2**31))
+    grads = gradients(fn, point, wanted, cotangents)
+    if grads["value"].isfinite().all():
+        return cotangents, grads
+    outputs = outputs_of(fn(copied_inputs(point, wanted)[0]))
+    left_out = {name: t.detach().isinf() for name, t in outputs.items()}
+    cotangents = cotangents.without(left_out)
+    grads = gradients(fn, point, wanted, cotangents)
+    nothing = all(marked.all() for marked in left_out.values())
+    finite = all(grads[name].isfinite().all() for name in wanted)
+    if nothing or not finite or grads["value"].isnan().any():
+        raise DomainError("it returns NaN or infinity")
+    return cotangents, grads
+
+
+def size_of_value(grads: Mapping[str, Tensor]) -> float:
+    """The sum of the outputs' magnitudes, those left out that are not finite."""
+    return float(grads["value"].abs().nan_to_num(0.0, posinf=0.0).sum())
+
+
 def weighted_value(
     fn: Function, inputs: Any, wanted: Container[str], cotangents: Cotangents
 ) -> float:
     """The outputs' sum, weighted by `cotangents`."""
     outputs = outputs_of(fn(copied_inputs(inputs, wanted)[0]))
     weights = cotangents.on(outputs)
-    pairs = zip(outputs.values(), weights, strict=True)
-    return float(sum((as_real(o) * as_real(c)).sum() for o, c in pairs))
+    pairs = ((as_real(o), as_real(c)) for o, c in zip(outputs.values(), weights, strict=True))
+    # an output without a weight may be infinite
+    return float(sum(torch.where(c == 0, 0.0, o * c).sum() for o, c in pairs))
 
 
 def largest(numbers: Any) -> float:

@@ -18,7 +18,6 @@ from cosloss.gradient_check.calls import (
     as_real,
     change_each,
     display_name,
-    gradients,
     replace_tensors,
     tensors_in,
 )
@@ -27,6 +26,7 @@ from cosloss.gradient_check.generators import Draw
 from cosloss.gradient_check.point import (
     PointReport,
     largest,
+    weighted_gradients,
     weighted_value,
     with_stops,
 )
@@ -71,8 +71,7 @@ def check_lines(
 
 
 def _at(fn: Function, point: Any, wanted: list[str], directions: int, draw: Draw) -> PointReport:
-    cotangents = Cotangents(draw.below(2**31))
-    grads = gradients(fn, point, wanted, cotangents)
+    cotangents, grads = weighted_gradients(fn, point, wanted, draw)
     tensors = tensors_in(point)
     slopes: dict[str, list[Slope]] = {}
     problem = ""

@@ -1,5 +1,6 @@
 """The two judges of a recorded call: its twin and float64, and finite differences."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from cosloss.gradient_check.calls import (
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import TAKEN, check_calls
 from cosloss.gradient_check.point import DEFAULT, FiniteDifferences
+from cosloss.gradient_check.report import GradientReport
 from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.memory import too_large
 from cosloss.watch.recording import Recording
@@ -73,6 +75,8 @@ class Discrepancy:
             for tag, number in found.scalars().items()
         }
         values = report.value
+        if not report and _of_no_value(report):
+            raise NotCheckedError("it returned NaN or infinity, and has no gradient in float64")
         apart = not values.analytic_vs_float64 <= max(values.budget, OTHER_VALUE)
         if not report and apart and loss.given_twin is not None and _changes_itself(recording):
             raise NotCheckedError(STATE)
@@ -202,6 +206,13 @@ def _observed(recording: Recording) -> tuple[dict[str, Tensor], ...]:
             "its incoming gradient is not finite (an overflow of the loss scale?)"
         )
     return incoming, doubts, gradients
+
+
+def _of_no_value(report: GradientReport) -> bool:
+    """Whether neither the value nor the gradient of what failed is finite in float64."""
+    return math.isnan(report.value.analytic_vs_float64) and all(
+        math.isnan(found.budget) for found in report.failures
+    )
 
 
 def _changes_itself(recording: Recording) -> bool:

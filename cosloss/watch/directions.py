@@ -74,7 +74,7 @@ class Directions:
         if weighted:
             vectors = {n: v * (2 * self._random(n, v, coin=True)) for n, v in vectors.items()}
         length = _norm(vectors)
-        slope = sum(_dot(v, self.gradients[n]) for n, v in vectors.items())
+        slope = sum(dot(v, self.gradients[n]) for n, v in vectors.items())
         weights = _norm({n: self.values[n] for n in vectors})
         steps = [NEAR * weights / length] if weights and length else []
         steps += [NEAR * self.loss / slope] if self.loss and slope > 0 else []
@@ -85,9 +85,10 @@ class Directions:
         vectors = {}
         for n in names:
             value = self.values[n]
-            size = float(value.float().square().mean().sqrt()) or self.size or 1.0
+            size = _norm({n: value}) / max(value.numel(), 1) ** 0.5 or self.size or 1.0
             vectors[n] = self._random(f"{n}.{turn}", value) * size
-        squares = sum(float((v * self.gradients[n]).square().sum()) for n, v in vectors.items())
+        pairs = [(as_real(v), as_real(self.gradients[n])) for n, v in vectors.items()]
+        squares = sum(float((v * g).square().sum()) for v, g in pairs)
         scale = max(squares**0.5, self.typical * _norm(vectors))
         return Direction(name, vectors, FAR, scale, ROUGH if squares else AGREES)
 
@@ -95,16 +96,23 @@ class Directions:
         seed = hash((self.seed, *name.encode())) % (1 << 62)  # of numbers: alike everywhere
         generator = torch.Generator(like.device).manual_seed(seed)
         kind = torch.promote_types(like.dtype, torch.float32)
-        drawn = torch.empty(like.shape, dtype=kind, device=like.device)
-        return (
-            drawn.random_(0, 2, generator=generator) if coin else drawn.normal_(generator=generator)
-        )
+        if coin:
+            drawn = torch.empty(like.shape, dtype=kind.to_real(), device=like.device)
+            return drawn.random_(0, 2, generator=generator)
+        return torch.empty(like.shape, dtype=kind, device=like.device).normal_(generator=generator)
 
 
 def _norm(tensors: dict[str, Tensor]) -> float:
-    return float(sum(_dot(t, t) for t in tensors.values())) ** 0.5
+    return float(sum(dot(t, t) for t in tensors.values())) ** 0.5
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
+    """The sum of products, in float64 where there is one; complex numbers count as pairs."""
+    a, b = as_real(a), as_real(b)
     product = a.to(torch.float64) * b.to(torch.float64) if a.device.type != "mps" else a * b
     return float(product.sum())
+
+
+def as_real(t: Tensor) -> Tensor:
+    """Complex numbers as pairs, others as they are."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cosloss.gradient_check.generators import Generators
 from cosloss.gradient_check.slopes import Slope, confirmed, measure
 from cosloss.gradient_check.snapshots import Snapshot
-from cosloss.watch.directions import Direction, Directions, top_level
+from cosloss.watch.directions import Direction, Directions, as_real, dot, top_level
 from cosloss.watch.finding import Finding, NotCheckedError
 from cosloss.watch.ranks import Ranks
 from cosloss.watch.stops import Stops
@@ -214,8 +214,8 @@ class Step:
             for name, vector in (direction.vectors if direction else {}).items():
                 value, live = self.values[name], self.parameters[name].data
                 live.copy_(value + t * vector)
-                moved = live.to(torch.float64) - value.to(torch.float64)
-                change += float((moved * self.gradients[name]).sum())
+                moved = as_real(live).to(torch.float64) - as_real(value).to(torch.float64)
+                change += dot(moved, as_real(self.gradients[name]))
             torch.clear_autocast_cache()  # of weights that have moved
             self.generators.restore()
             if held is not None:

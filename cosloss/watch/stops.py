@@ -66,19 +66,19 @@ class _Located(_Hold):
         self.stops = stops
         self.originals: list[tuple[Any, Place]] = []
 
-    def _hold(self, compute: Callable[[], Any]) -> Any:
+    def _hold(self, compute: Callable[[], Any], written: Tensor | None = None) -> Any:
         place = calling_line()
         if self.values is None:
-            found = super()._hold(compute)
+            found = super()._hold(compute, written)
             if self.constant or _carries_gradient(found):
                 self.stops._made.setdefault(place, self.constant)
             self.originals.append((found, place))
             return found
         if self.stops._holds(place):
-            return super()._hold(compute)
+            return super()._hold(compute, written)
         values, self.values = self.values, None
         try:
-            return super()._hold(compute)
+            return super()._hold(compute, written)
         finally:
             self.values = values
 

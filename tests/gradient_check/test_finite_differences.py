@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cosloss import functional
-from cosloss.gradient_check import FiniteDifferences, check_finite_differences
+from cosloss.gradient_check import (
+    FiniteDifferences,
+    check_finite_differences,
+    compare_gradients,
+)
 from tests.callbacks import planted
 from tests.gradient_check.test_compare import LOSSES, views
 
@@ -74,6 +79,29 @@ def test_a_function_that_computes_in_float32(factor, right):
 
     for seed in range(10):
         assert bool(check_finite_differences(Float32.apply, *views(8)[:1], seed=seed)) is right
+
+
+@pytest.mark.parametrize("constant", [10.0, 1000.0])
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.5, False)])
+def test_a_value_in_float32_beside_a_large_constant(constant, factor, right):
+    def far(x):
+        return (0.01 * _Multiplied.apply(x, factor).float()).sin().sum() + constant
+
+    for seed in range(5):
+        assert bool(check_finite_differences(far, views(8)[0], seed=seed)) is right
+
+
+class _Multiplied(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
 
 
 def test_a_function_that_refuses_every_dtype_is_not_checked():
@@ -219,3 +247,148 @@ def test_a_gradient_that_is_right_with_stops_alone_names_their_lines():
     )
     assert report
     assert check_finite_differences(lambda x: (x + x.detach().mul(0)).sum(), x).constants == ()
+
+
+def clamped_in_place(x):
+    y = x.clone()
+    y.data.clamp_(min=0.0).mul_(2)
+    return y.square().sum() + x.sum()
+
+
+def clamped_without_gradient(x):
+    y = x.clone()
+    with torch.no_grad():
+        y.clamp_(min=0.0).mul_(2)
+        y[0] = 1.0
+    return y.square().sum() + x.sum()
+
+
+def nll_of_small_variances(x):
+    # torch: "The clamping is ignored with respect to autograd"
+    return F.gaussian_nll_loss(x, torch.zeros_like(x), 1e-7 * x.exp())
+
+
+TOKENS = torch.tensor([[1, 0, 3], [2, 0, 0], [1, 1, 2], [3, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.gumbel_softmax(x, hard=True) * x.shape[1],
+        nll_of_small_variances,
+        clamped_in_place,
+        clamped_without_gradient,
+        lambda x: F.embedding(TOKENS, x, padding_idx=0),
+        lambda x: F.embedding(TOKENS, x, padding_idx=1) @ x.new_ones(x.shape[1], 2),
+        lambda x: F.embedding(TOKENS, x * 1, max_norm=0.5).tanh(),
+        torch.nn.Embedding(4, 8, padding_idx=0),
+        torch.nn.Embedding(4, 8, max_norm=0.5),
+    ],
+    ids=str,
+)
+def test_stops_within_functions_of_torch_and_in_place_are_held(function):
+    given = TOKENS if isinstance(function, torch.nn.Module) else views(4)[0]
+    report = check_finite_differences(function, given)
+    assert report, report
+    assert len(report.constants) == 1 or function is clamped_without_gradient, report
+
+
+def test_what_is_held_excuses_nothing_else():
+    def half(x):
+        y = x.clone()
+        with torch.no_grad():
+            y.mul_(3)
+        return OffByTwo.apply(y).sum()
+
+    assert not check_finite_differences(half, views(4)[0])
+    assert not check_finite_differences(
+        lambda x: OffByTwo.apply(F.embedding(TOKENS, x, padding_idx=0)), views(4)[0]
+    )
+    assert not check_finite_differences(
+        lambda x: OffByTwo.apply(F.gumbel_softmax(x, hard=True)), views(4)[0]
+    )
+
+
+class OffByTwo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 4 * ctx.saved_tensors[0] * grad
+
+
+DOMAINS = {
+    "logdet": (lambda x: torch.logdet(x), torch.diag(torch.tensor([3.0, 2.0, 1.0]))),
+    "cholesky": (
+        lambda x: torch.linalg.cholesky((x + x.mT) / 2),
+        torch.eye(3) + 0.5 * torch.ones(3, 3),
+    ),
+    "square root": (lambda x: (x - 0.4).sqrt(), torch.tensor([[0.9, 0.7, 0.5]])),
+    "raises": (lambda x: x.exp() if x.max() < 1 else 1 / 0, torch.full((3, 4), 0.25)),
+}
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_generic_point_outside_of_the_domain_is_no_failure(name):
+    function, x = DOMAINS[name]
+    for seed in range(5):
+        report = check_finite_differences(function, x, seed=seed)
+        assert report, report
+        assert not check_finite_differences(lambda x: OffByTwo.apply(function(x)), x, seed=seed)
+
+
+def test_infinite_outputs_are_left_out():
+    def masked(x):
+        return x.square().masked_fill(torch.eye(8, x.shape[1], dtype=torch.bool), -torch.inf)
+
+    x = views(8)[0]
+    assert check_finite_differences(masked, x)
+    assert check_finite_differences(lambda x: masked(x).softmax(1), x)
+    report = check_finite_differences(lambda x: masked(OffByTwo.apply(x)), x)
+    assert not report
+    assert not report.skipped
+
+
+@pytest.mark.parametrize("function", [torch.log, lambda x: (x - x).log() + x], ids=["some", "all"])
+def test_a_value_that_is_not_finite_is_no_verdict(function):
+    x = views(8)[0]
+    x[0, 0] = -1.0
+    report = check_finite_differences(function, x)
+    assert report.skipped, report
+    assert "NaN" in report.reason
+
+
+def test_a_gradient_that_is_nan_where_the_value_is_not_is_wrong():
+    x = views(8)[0].abs()
+    x[0, 0] = 0.0
+    report = check_finite_differences(
+        lambda x: torch.where(x > 0.0, x.sqrt(), 0.0), x, how=FiniteDifferences(unit_rows=False)
+    )
+    assert not report
+    assert not report.skipped
+    assert "NaN" in report.reason
+
+
+COMPLEX = {
+    "exp": torch.exp,
+    "abs": lambda z: z.abs().log1p(),
+    "product": lambda z: z @ z.mH,
+    "real part": lambda z: z.real.exp() * z.imag,
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_inputs_alone(name):
+    z = torch.complex(*views(6))
+    assert check_finite_differences(COMPLEX[name], z)
+    assert check_finite_differences(COMPLEX[name], z[0] if name != "product" else z)
+    assert compare_gradients(COMPLEX[name], None, z)
+    assert compare_gradients(COMPLEX[name], lambda z: COMPLEX[name](z * 1), z)
+    assert not check_finite_differences(lambda z: OffByTwo.apply(COMPLEX[name](z)), z)
+    wrong = compare_gradients(
+        lambda z: OffByTwo.apply(COMPLEX[name](z)), lambda z: COMPLEX[name](z).square(), z
+    )
+    assert not wrong

@@ -5,6 +5,7 @@ import functools
 import json
 import random
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -437,3 +438,67 @@ def test_a_loss_that_jumps_is_not_called_wrong():
             verdicts.append(check.finding.verdict)
     assert "wrong" not in verdicts
     assert verdicts.count("right") > 50
+
+
+class Padded(nn.Module):
+    """Padding has an embedding that is not trained, and no mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4, padding_idx=0)
+        nn.init.normal_(self.embed.weight)
+
+    def forward(self):
+        tokens = torch.tensor([[1, 2, 0], [3, 0, 0], [4, 4, 1]])
+        return self.embed(tokens).mean(1).exp().sum()
+
+
+class Chosen(nn.Module):
+    """One of several, by a straight-through Gumbel softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Linear(4, 3)
+
+    def forward(self):
+        chosen = F.gumbel_softmax(self.logits(torch.ones(6, 4)), hard=True)
+        return (chosen * torch.tensor([1.0, 5.0, -2.0])).sum()
+
+
+@pytest.mark.parametrize("kind", [Padded, Chosen])
+def test_what_torch_itself_stops_is_named_and_not_wrong(kind):
+    torch.manual_seed(0)
+    model = kind()
+    check = StepCheck(model, 1, on_failure="raise")
+    check.observe(model).backward()
+    check.after_backward()
+    with pytest.warns(UserWarning, match=r"the step stops gradients at \w+\.py:\d+"):
+        check.after_step()
+    assert (check.checks_failed, check.checks_skipped) == (0, 1)
+
+
+class Complex(nn.Module):
+    """Parameters that are complex numbers."""
+
+    def __init__(self, right):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+        self.right = right
+
+    def forward(self):
+        weight = self.weight if self.right else self.weight + 0.5 * self.weight.detach()
+        return (weight * (1 + 2j)).exp().abs().sum()
+
+
+def test_complex_parameters():
+    torch.manual_seed(0)
+    for right in (True, False):
+        model = Complex(right)
+        check = StepCheck(model, 1)
+        check.observe(model).backward()
+        if not right:
+            model.weight.grad.mul_(1j)
+        check.after_backward()
+        with nullcontext() if right else pytest.warns(UserWarning, match="is wrong"):
+            check.after_step()
+        assert (check.checks_run, check.checks_failed) == (1, int(not right))
