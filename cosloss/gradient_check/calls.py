@@ -349,8 +349,12 @@ def backward(result: Any, leaves: Mapping[str, Tensor], cotangents: Cotangents) 
     outputs = outputs_of(result)
     if not outputs:
         raise ValueError("the result does not depend on its inputs by autograd")
+    recorded = cotangents.recorded
+    if recorded is not None and recorded.keys() <= outputs.keys():
+        # an argument that is handed through is no output of the recorded call
+        outputs = {name: outputs[name] for name in outputs if name in recorded}
     weights = cotangents.on(outputs)
-    made_up = cotangents.recorded is None
+    made_up = recorded is None
     half = any(t.dtype == torch.float16 for t in (*outputs.values(), *leaves.values()))
     # float16 gradients underflow without the loss scale that training uses
     scale = _float16_scale(outputs, leaves, weights) if half and made_up else 1.0

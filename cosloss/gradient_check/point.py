@@ -7,8 +7,8 @@ on all entries, and its slow mode on a block of them.
 
 A failure is confirmed nearby, since a kink of the function lies at single points, and with larger
 steps, since a function may compute in float32 whatever its inputs are. Outputs that are infinite, a
-mask of -inf, are left out; where one is NaN, the gradient is not finite either, or a step makes
-more of them, the point is not in the function's domain.
+mask of -inf, are left out. A point is not in the function's domain where an output is NaN, or where
+the gradient of the finite ones is not finite, or a step makes more that are not.
 """
 
 import math
@@ -225,7 +225,9 @@ def _along(
     steps = [step * 10**k for k in range(6)]
     slopes = [numeric, *(slope(h) for h in steps[1:])]
     changes = [abs(a - b) for a, b in pairwise(slopes)]
-    rounding = max(changes[0] * steps[0], changes[1] * steps[1])
+    # a value in float32 beside a large constant does not change at all in the smallest steps
+    level = next((i for i, s in enumerate(slopes) if s != 0), 0)
+    rounding = max(change * h for change, h in zip(changes[: level + 2], steps, strict=False))
     uncertain, numeric = min(
         (change + 3 * rounding / h, s)
         for change, h, s in zip(changes, steps[1:], slopes[1:], strict=True)

@@ -76,9 +76,8 @@ class _Hold(TorchFunctionMode):
         if _hides_a_stop(func):
             with self:
                 return _opened(func)(*args, **kwargs)
-        padding = None
-        if func is torch.embedding and torch.is_grad_enabled():
-            padding = _padding(*args, **kwargs)
+        embeds = func is torch.embedding and torch.is_grad_enabled()
+        padding = _padding(*args, **kwargs) if embeds else None
         if padding is not None:
             self._note(args)
             found = func(*args, **kwargs)
@@ -162,7 +161,7 @@ def _opened(func: FunctionType) -> Callable[..., Any]:
 
 
 def _padding(
-    weight: Tensor, index: Tensor, padding_idx: int = -1, *_: Any, **options: Any
+    weight: Tensor, index: Tensor, padding_idx: int = -1, *_: Any, **_options: Any
 ) -> Tensor | None:
     """Where an embedding is asked for the row that has no gradient by its definition."""
     if padding_idx < 0 or not weight.requires_grad:

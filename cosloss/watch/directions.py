@@ -107,7 +107,7 @@ def _norm(tensors: dict[str, Tensor]) -> float:
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """The sum of products, in float64 where there is one; of complex numbers, their parts'."""
+    """The sum of products, in float64 where there is one; complex numbers count as pairs."""
     a, b = as_real(a), as_real(b)
     product = a.to(torch.float64) * b.to(torch.float64) if a.device.type != "mps" else a * b
     return float(product.sum())

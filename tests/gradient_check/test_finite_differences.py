@@ -81,6 +81,29 @@ def test_a_function_that_computes_in_float32(factor, right):
         assert bool(check_finite_differences(Float32.apply, *views(8)[:1], seed=seed)) is right
 
 
+@pytest.mark.parametrize("constant", [10.0, 1000.0])
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.5, False)])
+def test_a_value_in_float32_beside_a_large_constant(constant, factor, right):
+    def far(x):
+        return (0.01 * _Multiplied.apply(x, factor).float()).sin().sum() + constant
+
+    for seed in range(5):
+        assert bool(check_finite_differences(far, views(8)[0], seed=seed)) is right
+
+
+class _Multiplied(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
+
+
 def test_a_function_that_refuses_every_dtype_is_not_checked():
     def fussy(x):
         raise TypeError(f"expected int8; got {x.dtype}")

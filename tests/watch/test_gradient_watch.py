@@ -293,3 +293,32 @@ def test_many_compiled_modules_are_watched_without_a_word(caplog):
             compiled(torch.randn(6, 8)).sin().sum().backward()
     assert watch.checks_run == 8
     assert "recompile_limit" not in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_argument_that_is_handed_through_is_no_output(wrong):
+    class Pyramid(nn.Module):
+        def forward(self, x):
+            return [x, Norm()(x) if wrong else x.exp()]
+
+    encoder, pyramid = nn.Linear(8, 8), Pyramid()
+    twin = (lambda x: [x, F.layer_norm(x, x.shape[-1:])]) if wrong else None
+    watch = GradientWatch(nn.Sequential(encoder, pyramid), "1", 1, twin=twin)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if wrong else "error")
+        with watch.step():
+            same, made = pyramid(encoder(torch.randn(5, 8)))
+            (same.sin().sum() + made.sin().sum()).backward()
+    assert (watch.checks_run, watch.checks_failed) == (1, int(wrong)), watch.summary()
+
+
+@pytest.mark.parametrize("check", [Discrepancy, Differences])
+def test_a_call_that_returns_nan_is_not_accused(check):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Identity(), nn.Linear(8, 8))
+    model[1].forward = lambda x: x.pow(0.6)
+    watch = GradientWatch(model, "1", 1, check=check())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with watch.step():
+            model(torch.randn(6, 8)).nansum().backward()
+    assert (watch.checks_failed, watch.checks_skipped) == (0, 1), watch.summary()

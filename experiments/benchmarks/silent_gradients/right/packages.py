@@ -200,6 +200,32 @@ right(
     **IMAGES,
 )
 
+for name, options in {
+    "filters.bilateral_blur": {"kernel_size": 3, "sigma_color": 0.2, "sigma_space": (1.5, 1.5)},
+    "color.rgb_to_lab": {},
+    "filters.median_blur": {"kernel_size": 3},
+}.items():
+    right(
+        f"kornia {name}",
+        called(f"kornia.{name}", **options),
+        lambda h, g: (h.sigmoid(),),
+        needs=("kornia",),
+        **IMAGES,
+    )
+right(
+    "kornia dilation",
+    lambda: lambda h: import_module("kornia.morphology").dilation(h, torch.ones(3, 3).to(h)),
+    lambda h, g: (h,),
+    needs=("kornia",),
+    **IMAGES,
+)
+right(
+    "kornia rotation by a vector",
+    called("kornia.geometry.conversions.axis_angle_to_rotation_matrix"),
+    lambda h, g: (h[:, :3],),
+    needs=("kornia",),
+)
+
 OPS = "torchvision.ops"
 right(
     "torchvision roi_align",
