@@ -69,7 +69,7 @@ def test_there_are_as_many_as_the_benchmark_claims():
 
 
 def test_the_table_names_a_missed_fault_and_a_false_alarm():
-    seen = {"word": "wrong", "weights": "a", "reasons": ["off by | half"]}
+    seen = {"word": "wrong", "weights": "a", "reasons": ["off by | half"], "first": True}
     unseen = {"word": "right", "weights": "a", "reasons": []}
     alarm = {"word": "silent", "weights": "a"}
     results = [
@@ -81,6 +81,7 @@ def test_the_table_names_a_missed_fault_and_a_false_alarm():
     results = [json.loads(json.dumps(r | {"alarm": alarm, "gradcheck": "right"})) for r in results]
     table = markdown(results)
     assert "| callbacks | 1 of 2 | 1 of 1 |" in table
+    assert "At the first check: 1 of 2." in table
     assert f"| {RIGHT[0].name} | wrong | other | off by / half |" in table
     assert "No right function is accused" not in table
     assert "No right function is accused" in markdown(results[:2])

@@ -13,16 +13,21 @@ from cosloss.callbacks import (
 TARGET = "loss"
 # of the callbacks' warnings
 STARTS = ("gradcheck:", "gradient_discrepancy:", "step_check:")
+FIRST = "is wrong in batch 0"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The callbacks' word over one run: "right", "wrong" or "not checked"."""
+    """The callbacks' word over one run: "right", "wrong" or "not checked".
+
+    `first` is whether they said wrong of the first batch, on which all are due.
+    """
 
     word: str
     checks: int
     failures: int
     skipped: int
+    first: bool
     reasons: tuple[str, ...] = ()
 
 
@@ -44,7 +49,8 @@ class Collected:
         lines = [line for text in warned for line in text.splitlines() if line.strip()]
         reasons = tuple(dict.fromkeys(line.strip()[:160] for line in lines if _is_reason(line)))
         word = "wrong" if failures else "right" if checks else "not checked"
-        return Verdict(word, checks, failures, skipped, reasons[:3])
+        first = any(line.startswith(STARTS) and line.endswith(FIRST) for line in lines)
+        return Verdict(word, checks, failures, skipped, first, reasons[:3])
 
 
 def _is_reason(line: str) -> bool:

@@ -39,6 +39,12 @@ def caught(result: dict[str, Any]) -> bool:
     return accused(result)
 
 
+def caught_at_first(result: dict[str, Any]) -> bool:
+    """Whether it was caught in the first batch, on which all checks are due."""
+    words = (result.get(k, {}) for k in ("watched", "with a twin"))
+    return caught(result) and any(word.get("first") for word in words)
+
+
 def accused(result: dict[str, Any]) -> bool:
     """Whether the callbacks called it wrong, with or without a twin."""
     return any(result.get(k, {}).get("word") == "wrong" for k in ("watched", "with a twin"))
@@ -88,7 +94,7 @@ def _counts(wrong: list[dict[str, Any]], fine: list[dict[str, Any]]) -> str:
         "",
         (
             "A fault counts as caught by the callbacks if they call it wrong and its mended "
-            "version not."
+            f"version not. At the first check: {share(wrong, caught_at_first)}."
         ),
         "",
         (
