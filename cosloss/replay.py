@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosloss.gradient_check.calls import Cotangents, judged_inputs, map_tensors, tensors_in
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
 from cosloss.gradient_check.module import PureLoss
+from cosloss.gradient_check.nests import judged_inputs, map_tensors, tensors_in
 from cosloss.gradient_check.point import FiniteDifferences
 from cosloss.gradient_check.writes import overwrites
 

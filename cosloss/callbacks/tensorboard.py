@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import tensors_in
+from cosloss.gradient_check.nests import tensors_in
 from cosloss.gradient_check.report import GradientReport, row_norms
 
 LOWEST = 1e-20  # an exact row, on a logarithmic axis

@@ -11,16 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
-    full_precision,
-    gradients,
-    in_float64,
-    replace_tensors,
-    tensors_in,
-)
+from cosloss.gradient_check.calls import full_precision, gradients, in_float64
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.nests import Function, replace_tensors, tensors_in
 
 COARSE = 2.0**-12  # finer formats round by less than any factor that matters
 SAFETY = 4.0

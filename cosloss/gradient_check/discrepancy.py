@@ -21,19 +21,15 @@ import torch
 from torch import Tensor
 
 from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
     copied_inputs,
-    display_name,
     full_precision,
     gradients,
     in_float64,
-    replace_tensors,
-    tensors_in,
     undisturbed,
 )
 from cosloss.gradient_check.common_factor import factor_faults
 from cosloss.gradient_check.copies import wide_dtype
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.generators import Draw, Draws
 from cosloss.gradient_check.layouts import (
     Layout,
@@ -44,6 +40,7 @@ from cosloss.gradient_check.layouts import (
     same_memory,
 )
 from cosloss.gradient_check.module_calls import as_calls
+from cosloss.gradient_check.nests import Function, display_name, replace_tensors, tensors_in
 from cosloss.gradient_check.noise import noise_budgets
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
 from cosloss.gradient_check.resolution import resolution

@@ -9,22 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
+from cosloss.gradient_check.calls import full_precision, in_float64, undisturbed
+from cosloss.gradient_check.domain import DomainError
+from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.module_calls import as_calls
+from cosloss.gradient_check.nests import (
     Function,
     display_name,
-    full_precision,
-    in_float64,
     map_tensors,
     replace_tensors,
     sample_rows,
     tensors_in,
-    undisturbed,
 )
-from cosloss.gradient_check.generators import Draw
-from cosloss.gradient_check.module_calls import as_calls
 from cosloss.gradient_check.point import (
     DEFAULT,
-    DomainError,
     FiniteDifferences,
     PointReport,
     check_point,

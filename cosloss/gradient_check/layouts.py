@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
-    change_each,
-    copied_inputs,
-    display_name,
-    gradients,
-    tensors_in,
-)
+from cosloss.gradient_check.calls import copied_inputs, gradients
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.nests import Function, change_each, display_name, tensors_in
 
 Layout = Callable[[Tensor], Tensor]
 CONSTANT = 0.625

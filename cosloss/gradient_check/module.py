@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cosloss.gradient_check.calls import copied_inputs, named_arguments, tensors_in
+from cosloss.gradient_check.calls import copied_inputs
 from cosloss.gradient_check.copies import copy_state
 from cosloss.gradient_check.generators import Generators
+from cosloss.gradient_check.nests import named_arguments, tensors_in
 
 
 class PureLoss:

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cosloss.gradient_check.calls import (
+from cosloss.gradient_check.copies import copy_tensor
+from cosloss.gradient_check.module import PureLoss, call_beside, tensors_of
+from cosloss.gradient_check.nests import (
     Function,
     judged_inputs,
     map_tensors,
@@ -14,8 +16,6 @@ from cosloss.gradient_check.calls import (
     on_nest,
     tensors_in,
 )
-from cosloss.gradient_check.copies import copy_tensor
-from cosloss.gradient_check.module import PureLoss, call_beside, tensors_of
 
 
 def as_calls(

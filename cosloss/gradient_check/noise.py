@@ -12,16 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
-    change_each,
-    full_precision,
-    gradients,
-    in_float64,
-)
+from cosloss.gradient_check.calls import full_precision, gradients, in_float64
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.generators import Draw
 from cosloss.gradient_check.layouts import Layout, as_it_is, laid_out
+from cosloss.gradient_check.nests import Function, change_each
 
 POINTS = 4
 MOVE = 4.0

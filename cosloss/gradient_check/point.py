@@ -12,7 +12,7 @@ the gradient of the finite ones is not finite, or a step makes more that are not
 """
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -23,20 +23,23 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
-    as_real,
-    change_each,
-    copied_inputs,
-    display_name,
-    gradients,
-    outputs_of,
-    replace_tensors,
-    tensors_in,
+from cosloss.gradient_check.calls import as_real, gradients
+from cosloss.gradient_check.cotangents import Cotangents
+from cosloss.gradient_check.domain import (
+    DomainError,
+    size_of_value,
+    weighted_gradients,
+    weighted_value,
 )
 from cosloss.gradient_check.fresh_graphs import with_fresh_graphs
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.nests import (
+    Function,
+    change_each,
+    display_name,
+    replace_tensors,
+    tensors_in,
+)
 from cosloss.gradient_check.stop_gradients import StopGradients
 
 STEP = 1e-6
@@ -69,10 +72,6 @@ class FiniteDifferences:
 
 
 DEFAULT = FiniteDifferences()
-
-
-class DomainError(ValueError):
-    """The function has no finite value, or no slope, at a point."""
 
 
 @dataclass(frozen=True)
@@ -315,46 +314,6 @@ def _beside(
     )
     relative = largest(errors[n] / sizes[n] if sizes[n] else errors[n] for n in wanted)
     return PointReport(problem, largest(errors.values()), relative, largest(sizes.values()))
-
-
-def weighted_gradients(
-    fn: Function, point: Any, wanted: list[str], draw: Draw
-) -> tuple[Cotangents, Mapping[str, Tensor]]:
-    """Generic weights of the outputs, zero on those that are infinite, and the gradients.
-
-    Raises:
-        DomainError: an output is NaN; with these left out the gradients are not finite, or nothing
-            is left.
-    """
-    cotangents = Cotangents(draw.below(2**31))
-    grads = gradients(fn, point, wanted, cotangents)
-    if grads["value"].isfinite().all():
-        return cotangents, grads
-    outputs = outputs_of(fn(copied_inputs(point, wanted)[0]))
-    left_out = {name: t.detach().isinf() for name, t in outputs.items()}
-    cotangents = cotangents.without(left_out)
-    grads = gradients(fn, point, wanted, cotangents)
-    nothing = all(marked.all() for marked in left_out.values())
-    finite = all(grads[name].isfinite().all() for name in wanted)
-    if nothing or not finite or grads["value"].isnan().any():
-        raise DomainError("it returns NaN or infinity")
-    return cotangents, grads
-
-
-def size_of_value(grads: Mapping[str, Tensor]) -> float:
-    """The sum of the outputs' magnitudes, those left out that are not finite."""
-    return float(grads["value"].abs().nan_to_num(0.0, posinf=0.0).sum())
-
-
-def weighted_value(
-    fn: Function, inputs: Any, wanted: Container[str], cotangents: Cotangents
-) -> float:
-    """The outputs' sum, weighted by `cotangents`."""
-    outputs = outputs_of(fn(copied_inputs(inputs, wanted)[0]))
-    weights = cotangents.on(outputs)
-    pairs = ((as_real(o), as_real(c)) for o, c in zip(outputs.values(), weights, strict=True))
-    # an output without a weight may be infinite
-    return float(sum(torch.where(c == 0, 0.0, o * c).sum() for o, c in pairs))
 
 
 def largest(numbers: Any) -> float:

@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
-    gradients,
-    replace_tensors,
-    tensors_in,
-)
+from cosloss.gradient_check.calls import gradients
+from cosloss.gradient_check.cotangents import Cotangents
+from cosloss.gradient_check.nests import Function, replace_tensors, tensors_in
 
 ROUNDINGS = 64 * torch.finfo(torch.float64).eps
 

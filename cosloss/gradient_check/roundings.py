@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosloss.gradient_check.calls import Cotangents, Function, gradients
+from cosloss.gradient_check.calls import gradients
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.nests import Function
 
 RUNS = 3
 # of numbers that are copied, and not computed

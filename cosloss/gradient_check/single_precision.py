@@ -12,24 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
+from cosloss.gradient_check.calls import as_real
+from cosloss.gradient_check.copies import wide_dtype
+from cosloss.gradient_check.cotangents import Cotangents
+from cosloss.gradient_check.domain import weighted_gradients, weighted_value
+from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.nests import (
     Function,
-    as_real,
     change_each,
     display_name,
     replace_tensors,
     tensors_in,
 )
-from cosloss.gradient_check.copies import wide_dtype
-from cosloss.gradient_check.generators import Draw
-from cosloss.gradient_check.point import (
-    PointReport,
-    largest,
-    weighted_gradients,
-    weighted_value,
-    with_stops,
-)
+from cosloss.gradient_check.point import PointReport, largest, with_stops
 from cosloss.gradient_check.slopes import AGREES, Slope, confirmed, measure
 
 NEAR = 1e-3  # of the input's norm, along the gradient

@@ -5,15 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Function,
-    change_each,
-    display_name,
-    outputs_of,
-    undisturbed,
-)
+from cosloss.gradient_check.calls import outputs_of, undisturbed
 from cosloss.gradient_check.copies import copy_tensor
+from cosloss.gradient_check.cotangents import Cotangents
+from cosloss.gradient_check.nests import Function, change_each, display_name
 
 
 def overwrites(fn: Function, inputs: Any, wanted: list[str]) -> str:

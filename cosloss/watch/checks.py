@@ -8,15 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cosloss.gradient_check.calls import (
-    Cotangents,
-    Gradients,
-    display_name,
-    tensors_in,
-    undisturbed,
-)
+from cosloss.gradient_check.calls import Gradients, undisturbed
+from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import TAKEN, check_calls
+from cosloss.gradient_check.nests import display_name, tensors_in
 from cosloss.gradient_check.point import DEFAULT, FiniteDifferences
 from cosloss.gradient_check.report import GradientReport
 from cosloss.watch.finding import Finding, NotCheckedError

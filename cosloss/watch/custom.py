@@ -10,7 +10,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
 from cosloss import modes
-from cosloss.gradient_check.calls import tensors_in
+from cosloss.gradient_check.nests import tensors_in
 from cosloss.watch.hooks import hook_calls
 from cosloss.watch.recording import differentiable, made_since
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cosloss import modes
-from cosloss.gradient_check.calls import display_name
+from cosloss.gradient_check.nests import display_name
 from cosloss.gradient_check.writes import differ
 
 NODES = 16  # how far up the graph a reader is looked for: behind views

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from cosloss import modes
-from cosloss.gradient_check.calls import map_tensors, tensors_in
 from cosloss.gradient_check.copies import copy_tensor, wide_dtype
 from cosloss.gradient_check.module import PureLoss
+from cosloss.gradient_check.nests import map_tensors, tensors_in
 from cosloss.watch.overwriting import Incoming, Watched, holders, watch_argument
 
 Edge = tuple[Any, int]

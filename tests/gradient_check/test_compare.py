@@ -8,8 +8,8 @@ from torch import nn
 
 from cosloss import functional, reference
 from cosloss.gradient_check import compare_gradients
-from cosloss.gradient_check.calls import map_tensors, sample_rows, tensors_in
 from cosloss.gradient_check.generators import Draw
+from cosloss.gradient_check.nests import map_tensors, sample_rows, tensors_in
 from cosloss.gradient_check.report import _spacing
 from tests.callbacks import planted
 
