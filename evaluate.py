@@ -13,10 +13,10 @@ import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from experiments import report
-from experiments.command_line import USER_ERRORS, command, one_line_errors
-from experiments.quiet import silence_routine_messages
-from experiments.saved_run import SavedRun, load_run
+from experiments.simclr.evaluation import report
+from experiments.simclr.program.command_line import USER_ERRORS, command, one_line_errors
+from experiments.simclr.program.quiet import silence_routine_messages
+from experiments.simclr.program.saved_run import SavedRun, load_run
 
 CALLBACKS = ("progress", "pictures")
 ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False}

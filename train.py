@@ -1,7 +1,7 @@
 """Train and evaluate: compose -> build -> fit -> test. `python train.py --help` lists settings."""
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from experiments.interruption import end_at_signals
+    from experiments.simclr.program.interruption import end_at_signals
 
     end_at_signals()
 
@@ -18,19 +18,19 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import report
-from experiments.callbacks.checkpointing import AtomicCheckpointIO, remove_unfinished
-from experiments.callbacks.interruption import CheckpointOnSignal, take_signals_over
-from experiments.callbacks.results import Results
-from experiments.command_line import USER_ERRORS, command, one_line_errors
-from experiments.config_types import check_types, expand_home
-from experiments.interruption import interruptible
-from experiments.overview import OverviewLogger
-from experiments.processes import leave_process_group
-from experiments.quiet import silence_routine_messages
-from experiments.resuming import changed_settings, check_resumes, describe
-from experiments.run_directory import RunDirectory, check_fits, read_checkpoint
-from experiments.trainer_settings import check_trainer, trainer_arguments
+from experiments.simclr.callbacks.checkpointing import AtomicCheckpointIO, remove_unfinished
+from experiments.simclr.callbacks.interruption import CheckpointOnSignal, take_signals_over
+from experiments.simclr.callbacks.results import Results
+from experiments.simclr.evaluation import report
+from experiments.simclr.evaluation.overview import OverviewLogger
+from experiments.simclr.program.command_line import USER_ERRORS, command, one_line_errors
+from experiments.simclr.program.config_types import check_types, expand_home
+from experiments.simclr.program.interruption import interruptible
+from experiments.simclr.program.processes import leave_process_group
+from experiments.simclr.program.quiet import silence_routine_messages
+from experiments.simclr.program.resuming import changed_settings, check_resumes, describe
+from experiments.simclr.program.run_directory import RunDirectory, check_fits, read_checkpoint
+from experiments.simclr.program.trainer_settings import check_trainer, trainer_arguments
 
 CONFIGS = str(Path(__file__).parent / "configs")
 

@@ -4,7 +4,7 @@ from omegaconf import OmegaConf
 
 
 def _input_size(library: str, name: str) -> int:
-    from experiments.backbones import input_size
+    from experiments.simclr.backbones import input_size
 
     return input_size(library, name)
 

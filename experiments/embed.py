@@ -31,19 +31,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments import gallery
-from experiments.command_line import USER_ERRORS, one_line_errors
-from experiments.data import ImageData, ImageFolder
-from experiments.errors import UserError
-from experiments.neighbourhood import (
+from experiments.simclr.data import ImageData, ImageFolder
+from experiments.simclr.evaluation import gallery
+from experiments.simclr.evaluation.neighbourhood import (
     FEWEST_FOR_UMAP,
     Pair,
     flat_map,
     near_duplicates,
     nearest_others,
 )
-from experiments.quiet import silence_routine_messages
-from experiments.saved_run import SavedRun, load_run
+from experiments.simclr.program.command_line import USER_ERRORS, one_line_errors
+from experiments.simclr.program.errors import UserError
+from experiments.simclr.program.quiet import silence_routine_messages
+from experiments.simclr.program.saved_run import SavedRun, load_run
 
 SETTINGS = {
     "neighbours": 8,

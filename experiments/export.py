@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from experiments import model_card
-from experiments.command_line import USER_ERRORS, one_line_errors
-from experiments.errors import UserError
-from experiments.quiet import silence_routine_messages
-from experiments.saved_run import SavedRun, load_run
+from experiments.simclr.evaluation import model_card
+from experiments.simclr.program.command_line import USER_ERRORS, one_line_errors
+from experiments.simclr.program.errors import UserError
+from experiments.simclr.program.quiet import silence_routine_messages
+from experiments.simclr.program.saved_run import SavedRun, load_run
 
 CARD = "README.md"
 FORMATS = ("torch", "onnx")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from experiments.augmentation import TwoViews
+from experiments.simclr.augmentation import TwoViews
 
 
 class FixedViews(TwoViews):

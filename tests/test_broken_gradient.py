@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosloss.gradient_check import check_finite_differences, compare_gradients
-from experiments.broken_gradient import BrokenCosineLoss
+from experiments.simclr.broken_gradient import BrokenCosineLoss
 
 
 def test_the_run_is_stopped_with_status_1(train, tmp_path):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cosloss import functional
-from experiments.processes import leave_process_group
+from experiments.simclr.program.processes import leave_process_group
 
 GROUPS = torch.tensor([0, 1, 2, 1, 3, 0, 4, 2, 5, 1])
 LOSSES = {

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from experiments.simclr import SimCLR
+from experiments.simclr.module import SimCLR
 
 SMOKE = ("experiment=simclr_smoke", "trainer.max_epochs=3")
 

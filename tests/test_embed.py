@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from PIL import Image, ImageOps
 
 from experiments import embed as program
-from experiments.data import ImageFolder
-from experiments.neighbourhood import flat_map, near_duplicates, nearest_others
+from experiments.simclr.data import ImageFolder
+from experiments.simclr.evaluation.neighbourhood import flat_map, near_duplicates, nearest_others
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import train as train_program
-from experiments.jobs import Directories, new_directory, quoted
-from experiments.run_directory import RunDirectory
-from experiments.simclr import SimCLR
+from experiments.simclr.module import SimCLR
+from experiments.simclr.program.jobs import Directories, new_directory, quoted
+from experiments.simclr.program.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
@@ -90,7 +90,7 @@ def test_a_fault_in_a_job_keeps_its_traceback_and_the_others_go_on(train, tmp_pa
     def broken(*arguments):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("experiments.simclr.SimCLR.test_step", broken)
+    monkeypatch.setattr("experiments.simclr.module.SimCLR.test_step", broken)
     run = train("-m", *SMOKE, "seed=1,2", f"hydra.sweep.dir={tmp_path}/s")
     assert run.status == 1
     assert run.err.count("Traceback") == 2

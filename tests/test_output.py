@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.callbacks import tensorboard
-from experiments.output import tolerant_output
+from experiments.simclr.callbacks import tensorboard
+from experiments.simclr.program.output import tolerant_output
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ("experiment=simclr_smoke", "callbacks=no_checks", "trainer.max_epochs=2")

@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.processes import leave_process_group
+from experiments.simclr.program.processes import leave_process_group
 
 # what now and then aborts without the last line: one in eight pairs of processes
 STEP = """
 import sys
 import torch
 import torch.distributed as dist
-from experiments.processes import leave_process_group
+from experiments.simclr.program.processes import leave_process_group
 
 store, rank = sys.argv[1:]
 dist.init_process_group("gloo", init_method="file://" + store, rank=int(rank), world_size=2)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.callbacks.checkpointing import AtomicCheckpointIO
-from experiments.errors import UserError
+from experiments.simclr.callbacks.checkpointing import AtomicCheckpointIO
+from experiments.simclr.program.errors import UserError
 from tests.checkpoints import assert_same_bits, weights
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def test_killed_amid_a_checkpoint_and_resumed_leaves_nothing_unfinished(train, t
     code = """
 import os, signal, sys, torch
 from pathlib import Path
-from experiments.callbacks.checkpointing import AtomicCheckpointIO
+from experiments.simclr.callbacks.checkpointing import AtomicCheckpointIO
 
 def killed(checkpoint, file):
     file.write(b"half of it")

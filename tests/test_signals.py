@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.interruption import SIGNALS, Interrupted, interruptible, interruption
-from experiments.simclr import SimCLR
+from experiments.simclr.module import SimCLR
+from experiments.simclr.program.interruption import (
+    SIGNALS,
+    Interrupted,
+    interruptible,
+    interruption,
+)
 
 ROOT = Path(__file__).parents[1]
 NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
@@ -70,8 +75,8 @@ def test_between_the_start_of_fit_and_the_first_step(train, tmp_path, at):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        ("experiments.data.random_images.RandomImages", "load"),
-        ("experiments.simclr.SimCLR", "configure_optimizers"),
+        ("experiments.simclr.data.random_images.RandomImages", "load"),
+        ("experiments.simclr.module.SimCLR", "configure_optimizers"),
         ("train", "check_types"),
     ],
 )
@@ -122,7 +127,7 @@ def test_handlers_are_given_back_and_an_ignored_signal_stays_ignored():
 def test_the_second_signal_ends_at_once_with_a_line(tmp_path):
     code = """
 import os, signal
-from experiments.interruption import interruptible, interruption
+from experiments.simclr.program.interruption import interruptible, interruption
 with interruptible():
     interruption.awaited = True
     os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import evaluate
-from experiments.simclr import SimCLR
+from experiments.simclr.module import SimCLR
 from tests.checkpoints import assert_same_bits, weights
 
 SMOKE = ("experiment=simclr_smoke", "callbacks=no_checks", "trainer.max_epochs=2")
@@ -96,7 +96,9 @@ def test_overfitting_sees_the_same_batches_in_each_epoch(train, tmp_path, monkey
 def test_the_best_so_far_goes_on_with_another_period_of_validation(train, tmp_path, monkeypatch):
     run = f"hydra.run.dir={tmp_path}/run"
     scores = iter([0.9, 0.8, 0.1, 0.1])
-    monkeypatch.setattr("experiments.probes.knn_accuracy", lambda *a, **k: next(scores))
+    monkeypatch.setattr(
+        "experiments.simclr.evaluation.probes.knn_accuracy", lambda *a, **k: next(scores)
+    )
     assert train(*SMOKE, run, "+trainer.limit_test_batches=0").status == 0
     best = weights(tmp_path / "run", "best.ckpt")
     more = "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "ckpt_path=last"

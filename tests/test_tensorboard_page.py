@@ -6,7 +6,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 
-from experiments.overview import OVERVIEW
+from experiments.simclr.evaluation.overview import OVERVIEW
 
 
 @pytest.fixture(scope="module")

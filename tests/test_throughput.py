@@ -6,7 +6,7 @@ import pytest
 
 from cosloss import NTXentLoss
 from experiments.benchmarks.__main__ import main
-from experiments.encoders import SmallConvNet
+from experiments.simclr.encoders import SmallConvNet
 
 pytest.importorskip("lightly", reason="lightly is in the [bench] extra")
 throughput = pytest.importorskip("experiments.benchmarks.throughput")

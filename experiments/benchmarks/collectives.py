@@ -15,7 +15,7 @@ from torch.distributed.nn.functional import all_gather as differentiable_all_gat
 from torch.nn import functional as F
 
 from cosloss import nt_xent_loss
-from experiments.processes import leave_process_group
+from experiments.simclr.program.processes import leave_process_group
 
 WORLD, ROWS, COLUMNS = 2, 256, 128
 

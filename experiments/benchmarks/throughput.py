@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from cosloss import NTXentLoss
 from cosloss.callbacks import GradcheckCallback, GradientDiscrepancyCallback
-from experiments.augmentation import TwoViews
-from experiments.callbacks.seeding import SeedEachStep
-from experiments.data import RandomImages
-from experiments.encoders import ProjectionHead, SmallConvNet, resnet18
-from experiments.quiet import silence_routine_messages
-from experiments.simclr import SimCLR
+from experiments.simclr.augmentation import TwoViews
+from experiments.simclr.callbacks.seeding import SeedEachStep
+from experiments.simclr.data import RandomImages
+from experiments.simclr.encoders import ProjectionHead, SmallConvNet, resnet18
+from experiments.simclr.module import SimCLR
+from experiments.simclr.program.quiet import silence_routine_messages
 
 BATCH, SIZE = 256, 32
 STEPS, WARM_UP = 12, 3

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.augmentation import TwoViews
+from experiments.simclr.augmentation import TwoViews
 
 SIMCLR = {
     "min_crop": 0.2,

@@ -7,12 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from experiments import backbones
-from experiments.augmentation import TwoViews
-from experiments.backbones import input_size, load_weights, timm_encoder, torchvision_encoder
-from experiments.encoders import ProjectionHead, SmallConvNet
-from experiments.errors import UserError
-from experiments.simclr import SimCLR
+from experiments.simclr.augmentation import TwoViews
+from experiments.simclr.backbones import input_size, load_weights, timm_encoder, torchvision_encoder
+from experiments.simclr.encoders import ProjectionHead, SmallConvNet
+from experiments.simclr.module import SimCLR, backbones
+from experiments.simclr.program.errors import UserError
 
 # every way in which torchvision ends a classifier
 TORCHVISION = {

@@ -6,10 +6,10 @@ import lightning as L
 import pytest
 import torch
 
-from experiments.data import RandomImages, ScatteredDigits
-from experiments.data.base import Part
-from experiments.errors import UserError
-from experiments.probes import knn_accuracy
+from experiments.simclr.data import RandomImages, ScatteredDigits
+from experiments.simclr.data.base import Part
+from experiments.simclr.evaluation.probes import knn_accuracy
+from experiments.simclr.program.errors import UserError
 
 
 def training_rows(data, epoch=0, rank=0, processes=1, batches_done=0):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.encoders import ProjectionHead, SmallConvNet, resnet18
+from experiments.simclr.encoders import ProjectionHead, SmallConvNet, resnet18
 
 
 @pytest.mark.parametrize("size", [28, 32, 96])

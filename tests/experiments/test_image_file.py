@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import ImageFolder
-from experiments.data.image_file import ValueRanges, read
-from experiments.errors import UserError
+from experiments.simclr.data import ImageFolder
+from experiments.simclr.data.image_file import ValueRanges, read
+from experiments.simclr.program.errors import UserError
 
 SIZE = 8
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import ImageFolder
-from experiments.errors import UserError
+from experiments.simclr.data import ImageFolder
+from experiments.simclr.program.errors import UserError
 
 
 def write(path, value=0, size=(12, 10)):
@@ -165,7 +165,7 @@ def test_a_full_disk_is_told(classes, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.data.folder.os.posix_fallocate", full)
+    monkeypatch.setattr("experiments.simclr.data.folder.os.posix_fallocate", full)
     with pytest.raises(UserError, match=r"No space left on device.*TMPDIR"):
         folder(classes, max_memory_gb=0.0)
 

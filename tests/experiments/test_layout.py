@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from experiments.data.layout import part_of, read_layout
-from experiments.errors import UserError
+from experiments.simclr.data.layout import part_of, read_layout
+from experiments.simclr.program.errors import UserError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments import loss_curves
-from experiments.loss_curves import CONTROL, TWIN, TWIN_64
+from experiments.studies import loss_curves
+from experiments.studies.loss_curves import CONTROL, TWIN, TWIN_64
 
 
 def test_five_runs_become_a_picture_and_three_lines(train, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,13 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from experiments.pictures import OTHER, SAME, confusion_figure, neighbour_figure, view_figure
+from experiments.simclr.evaluation.pictures import (
+    OTHER,
+    SAME,
+    confusion_figure,
+    neighbour_figure,
+    view_figure,
+)
 
 
 def drawn(figure):

@@ -7,7 +7,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from experiments.probes import few_label_probe, few_labels, knn_accuracy, linear_probe, nearest
+from experiments.simclr.evaluation.probes import (
+    few_label_probe,
+    few_labels,
+    knn_accuracy,
+    linear_probe,
+    nearest,
+)
 
 
 def clusters(rows, seed, spread=1.5, classes=3, features=5):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.callbacks import progress
-from experiments.callbacks.progress import Progress, TrainingFigures
-from experiments.schedules import WarmupCosine
+from experiments.simclr.callbacks import progress
+from experiments.simclr.callbacks.progress import Progress, TrainingFigures
+from experiments.simclr.schedules import WarmupCosine
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from experiments.callbacks.representation import RepresentationMonitor
-from experiments.representation import has_collapsed, representation_statistics
+from experiments.simclr.callbacks.representation import RepresentationMonitor
+from experiments.simclr.evaluation.representation import has_collapsed, representation_statistics
 
 
 def test_statistics_of_a_known_spectrum():

@@ -7,7 +7,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.schedules import WarmupCosine
+from experiments.simclr.schedules import WarmupCosine
 
 SMOKE = ("experiment=simclr_smoke", "callbacks=no_checks")
 STEPS = 4  # of the smoke run's epochs

@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.right_functions import cases, count
+from experiments.studies.right_functions import cases, count
 
 
 def test_both_forms_are_one_function():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from experiments import study
+from experiments.studies import compare_losses as study
 
 
 def write_pictures(root):
@@ -22,7 +22,7 @@ def test_a_finished_run_is_not_run_again_and_the_table_has_means(tmp_path, monke
     def no_run(*arguments, **keywords):
         raise AssertionError("it ran")
 
-    monkeypatch.setattr("experiments.study.subprocess.run", no_run)
+    monkeypatch.setattr("experiments.studies.compare_losses.subprocess.run", no_run)
     for i, name in enumerate(study.SETTINGS):
         for seed in (3, 5):
             folder = tmp_path / name / f"seed{seed}"
@@ -58,7 +58,7 @@ def test_one_run_of_the_study(tmp_path, monkeypatch, train):
         assert check
         assert train(*command[2:]).status == 0
 
-    monkeypatch.setattr("experiments.study.subprocess.run", in_this_process)
+    monkeypatch.setattr("experiments.studies.compare_losses.subprocess.run", in_this_process)
     weighted = study.SETTINGS["in-batch cosine, negative_weight 4"]
     folder = tmp_path / "in-batch cosine, negative_weight 4" / "seed1"
     results = study.run(folder, "seed=1", *weighted, *tiny)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchvision import datasets
 
-from experiments.data import CIFAR10, STL10, FashionMNIST
-from experiments.errors import UserError
+from experiments.simclr.data import CIFAR10, STL10, FashionMNIST
+from experiments.simclr.program.errors import UserError
 
 FILES = {
     CIFAR10: ["cifar-10-python.tar.gz"],

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cosloss import InfoNCELoss, NTXentLoss, SigmoidContrastiveLoss, SupConLoss
-from experiments.processes import leave_process_group
+from experiments.simclr.program.processes import leave_process_group
 from tests.surroundings.test_wrapper_tensors import Wrapper
 
 MODULES = [NTXentLoss, InfoNCELoss, SupConLoss, SigmoidContrastiveLoss]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.benchmarks.silent_gradients.collectives import ROWS, WORLD
 from experiments.benchmarks.silent_gradients.processes import FAULTS, ProcessFault
-from experiments.processes import leave_process_group
+from experiments.simclr.program.processes import leave_process_group
 
 FEATURES, WIDTH = 6, 8
 LIMIT = timedelta(seconds=30)

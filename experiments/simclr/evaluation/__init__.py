@@ -1,0 +1,1 @@
+"""What trained features are worth, and how it is shown."""

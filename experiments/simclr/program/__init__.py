@@ -1,0 +1,1 @@
+"""Configuration, directories, signals, resuming and errors of a run."""

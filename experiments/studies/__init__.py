@@ -1,0 +1,1 @@
+"""Questions that take many runs: of the losses, and of the checks."""
