@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
+from experiments.simclr import backbones
 from experiments.simclr.augmentation import TwoViews
 from experiments.simclr.backbones import input_size, load_weights, timm_encoder, torchvision_encoder
 from experiments.simclr.encoders import ProjectionHead, SmallConvNet
-from experiments.simclr.module import SimCLR, backbones
+from experiments.simclr.module import SimCLR
 from experiments.simclr.program.errors import UserError
 
 # every way in which torchvision ends a classifier
