@@ -10,6 +10,7 @@ from cosloss.functional import (
     sigmoid_contrastive_loss,
     sup_con_loss,
 )
+from cosloss.grad_cache import GradCache, encode_in_chunks
 from cosloss.kernels.scratch import release_memory
 from cosloss.losses import (
     CosineEmbeddingLoss,
@@ -23,12 +24,14 @@ from cosloss.losses import (
 __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarity",
+    "GradCache",
     "InfoNCELoss",
     "NTXentLoss",
     "SigmoidContrastiveLoss",
     "SupConLoss",
     "cosine_embedding_loss",
     "cosine_similarity",
+    "encode_in_chunks",
     "in_batch_cosine_embedding_loss",
     "info_nce_loss",
     "nt_xent_loss",
