@@ -1,15 +1,15 @@
 """Gradient caching: the gradient of the whole batch, with activations of a chunk."""
 
-from itertools import accumulate
+import json
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile
 
 from cosloss import GradCache, InfoNCELoss, NTXentLoss, SupConLoss, encode_in_chunks, functional
+from experiments.benchmarks.measure import peak_memory
 from experiments.simclr.program.processes import leave_process_group
 from tests.test_distributed import join, spawn
 
@@ -167,23 +167,13 @@ def test_without_gradients_every_chunk_is_encoded_once():
     assert torch.equal(x.grad, 2 * x)
 
 
-def peak_bytes(run):
-    """The most memory that torch had allocated at a time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    events = found.profiler.kineto_results.events()
-    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    assert changes
-    return max(accumulate(changes))
-
-
 def test_activations_of_one_chunk_are_held_at_a_time():
     net = nn.Sequential(nn.Linear(16, 1024), nn.GELU(), nn.Linear(1024, 16))
     step = GradCache(net, lambda a, b: (a * b).sum(), chunk_size=64)
 
     def peak(n):
         x1, x2 = torch.randn(2, n, 16)
-        return peak_bytes(lambda: step(x1, x2).backward())
+        return 2**20 * peak_memory(lambda: step(x1, x2).backward())
 
     row = 16 * 4  # bytes of an embedding
     assert peak(4096) - peak(512) < 8 * 2 * (4096 - 512) * row
@@ -278,3 +268,34 @@ def test_it_prints_its_parts_and_saves_its_weights():
     step = GradCache(encoder(), NTXentLoss(learnable_temperature=True), chunk_size=4)
     assert "chunk_sizes=[4]" in repr(step)
     assert {"encoders.0.0.weight", "loss.log_temperature"} <= set(step.state_dict())
+
+
+def test_train_py_encodes_in_chunks_and_its_checks_pass(train, tmp_path):
+    smoke = "experiment=simclr_smoke", "model.encoder.norm=group", "trainer.max_epochs=1"
+    scores = {}
+    for chunk in ("null", "10"):
+        run = tmp_path / chunk
+        found = train(
+            *smoke,
+            "callbacks=step_check",
+            "callbacks.step_check.every_n_batches=2",
+            f"model.grad_cache_chunk={chunk}",
+            f"hydra.run.dir={run}",
+        )
+        assert found.status == 0, found.err
+        results = json.loads((run / "results.json").read_text())
+        checks = results["gradient_checks/run"], results["gradient_checks/failed"]
+        assert checks == (6, 0), "two of the step, four of the loss"
+        assert "not checked" not in found.err
+        scores[chunk] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    plain, chunked = (scores[chunk]["state_dict"] for chunk in ("null", "10"))
+    for name, weight in plain.items():
+        torch.testing.assert_close(chunked[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_train_py_refuses_batch_norm_in_chunks(train):
+    found = train("experiment=simclr_smoke", "model.grad_cache_chunk=8")
+    assert found.status == 2
+    assert "choose model.encoder.norm=group" in found.err
+    found = train("experiment=simclr_smoke", "model.grad_cache_chunk=0")
+    assert "model.grad_cache_chunk must be at least 1; got 0" in found.err

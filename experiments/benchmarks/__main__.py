@@ -8,7 +8,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-SUITES = ("contrastive", "cosine", "gpu", "silent_gradients", "throughput")
+SUITES = ("contrastive", "cosine", "gpu", "grad_cache", "silent_gradients", "throughput")
 
 
 def main(arguments: list[str] | None = None) -> int:

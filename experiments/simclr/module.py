@@ -12,7 +12,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from cosloss import encode_in_chunks
 from experiments.simclr.augmentation import TwoViews
 from experiments.simclr.backbones import load_weights
 from experiments.simclr.evaluation import probes
@@ -38,6 +40,8 @@ class SimCLR(L.LightningModule):
         knn_temperature: temperature of its weights exp(similarity / temperature).
         weights: a file with the encoder's first weights: `backbones.load_weights`.
         frozen: leave the encoder as it is, and train the projection head alone.
+        grad_cache_chunk: images whose activations are in memory at a time, for batches beyond the
+            memory; the backward pass encodes again. It wants a norm that sees one image alone.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class SimCLR(L.LightningModule):
         knn_temperature: float = 0.1,
         weights: str | None = None,
         frozen: bool = False,
+        grad_cache_chunk: int | None = None,
     ) -> None:
         super().__init__()
         if weights is not None:
@@ -68,6 +73,8 @@ class SimCLR(L.LightningModule):
         self.knn = {"k": knn_k, "temperature": knn_temperature}
         self.evaluation: Evaluation | None = None  # what the test found
         self._features: list[Tensor] = []
+        self.grad_cache_chunk = grad_cache_chunk
+        self._check_grad_cache()
         # so that a hyperparameter that either refuses is refused before anything is written
         self._loss(torch.eye(2), torch.eye(2), torch.arange(2))
         optimizer([nn.Parameter(torch.zeros(2))])
@@ -155,9 +162,29 @@ class SimCLR(L.LightningModule):
 
     def _contrast(self, batch: Mapping[str, Tensor]) -> Tensor:
         views = self.views(batch["image"])
-        z1, z2 = self.projection_head(self.encoder(torch.cat(views))).chunk(2)
+        z1, z2 = self._embed(torch.cat(views)).chunk(2)
         self.embeddings = z1.detach(), z2.detach()
         return self._loss(z1, z2, batch.get("label"))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        network = nn.Sequential(self.encoder, self.projection_head)
+        if self.grad_cache_chunk is None:
+            return network(images)
+        return encode_in_chunks(network, images, self.grad_cache_chunk)
+
+    def _check_grad_cache(self) -> None:
+        if self.grad_cache_chunk is None:
+            return
+        if self.grad_cache_chunk < 1:
+            raise UserError(
+                f"model.grad_cache_chunk must be at least 1; got {self.grad_cache_chunk}"
+            )
+        for part in (self.projection_head, *([] if self.frozen else [self.encoder])):
+            if any(isinstance(module, _BatchNorm) for module in part.modules()):
+                raise UserError(
+                    "model.grad_cache_chunk does not go with batch norm, whose statistics would be "
+                    "a chunk's: choose model.encoder.norm=group"
+                )
 
     def _loss(self, z1: Tensor, z2: Tensor, labels: Tensor | None) -> Tensor:
         if "labels" not in inspect.signature(self.loss.forward).parameters:
