@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from cosloss import cosine_similarity
+from cosloss import cosine_similarity, info_nce_loss, nt_xent_loss
 from cosloss.testing import OPS
+from experiments.benchmarks import contrastive_rivals as lean
 from experiments.benchmarks.measure import (
     forward_and_backward,
     keeps_its_budget,
@@ -48,3 +50,22 @@ def test_no_speed_up_for_a_wrong_op(capsys):
     show("title", measured, "copy", right=False)
     assert "no speed-up is claimed" in (out := capsys.readouterr().out)
     assert "x\n" not in out
+
+
+@pytest.mark.parametrize(
+    ("rival", "ours"),
+    [
+        (lean.nt_xent, nt_xent_loss),
+        (lean.chunked_nt_xent, nt_xent_loss),
+        (lean.info_nce, info_nce_loss),
+        (lean.chunked_info_nce, info_nce_loss),
+    ],
+)
+def test_the_rivals_compute_the_same_loss(rival, ours):
+    if "chunked" in rival.__name__ and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("torch has no linear_cross_entropy before 2.13")
+    z1, z2 = (torch.randn(300, 64, requires_grad=True) for _ in range(2))
+    values = rival(z1, z2), ours(z1, z2, 0.1)
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+    found, expected = (torch.autograd.grad(value, (z1, z2)) for value in values)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

@@ -1,4 +1,7 @@
-"""Lean autograd versions of the in-batch losses, as one would write them by hand, in float32."""
+"""Lean autograd versions of the in-batch losses, as one would write them by hand, in float32.
+
+The chunked ones are over torch's own `F.linear_cross_entropy`, which torch has from 2.13 on.
+"""
 
 import torch
 from torch import Tensor
@@ -47,3 +50,23 @@ def sigmoid(z1: Tensor, z2: Tensor) -> Tensor:
     logits = F.normalize(z1) @ F.normalize(z2).T / 0.1 - 10
     labels = 2 * torch.eye(n) - 1
     return -F.logsigmoid(labels * logits).sum() / n
+
+
+def chunked_info_nce(query: Tensor, key: Tensor) -> Tensor:
+    target = torch.arange(len(query), device=query.device)
+    return _chunked_cross_entropy(F.normalize(query), F.normalize(key), target, "mean")
+
+
+def chunked_nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
+    n = z1.shape[0]
+    u = F.normalize(torch.cat([z1, z2]))
+    target = torch.arange(2 * n, device=u.device).roll(n)
+    loss = _chunked_cross_entropy(u, u, target, "none")
+    # there is no mask: what a row's similarity with itself adds to its sum of exp is taken off
+    itself, positive = u.square().sum(1) / 0.1, (u * u.roll(n, 0)).sum(1) / 0.1
+    return (loss + torch.log1p(-(itself - loss - positive).exp())).mean()
+
+
+def _chunked_cross_entropy(u: Tensor, v: Tensor, target: Tensor, reduction: str) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(u, v / 0.1, target, reduction=reduction, options=options)
