@@ -152,6 +152,14 @@ def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(like.device.type, enabled=False)
 
 
+def multiplies_tf32() -> bool:
+    """Whether a GPU may take the factors of a float32 matrix product to TF32, 11 bits each.
+
+    By whichever interface it was allowed: the older getters raise after the newer setters.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def _traced() -> bool:
     # imported by whoever traces; its import would cost everybody else a second
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")

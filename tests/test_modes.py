@@ -1,6 +1,8 @@
 """The private interfaces of torch that `cosloss.modes` uses: there, meaning what they did."""
 
 import operator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,23 @@ def test_what_each_question_answers():
         with modes.without_autocast(x):
             assert modes.autocast_dtype(x) is None
     assert modes.autocast_dtype(x.to("meta")) is None
+
+
+TF32 = {
+    "the first interface": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "by name": "torch.set_float32_matmul_precision('high')",
+    "of products": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "of everything": "torch.backends.fp32_precision = 'tf32'",
+}
+
+
+def test_tf32_is_seen_by_whichever_interface_it_was_allowed():
+    """Each in a process of its own: torch refuses some getters after some setters."""
+    lines = ["import os, torch", "from cosloss.modes import multiplies_tf32"]
+    for setting in TF32.values():
+        child = f"    {setting}\n    os._exit(0 if multiplies_tf32() else 1)"
+        lines += ["if (child := os.fork()) == 0:", child]
+        lines += ["assert os.waitpid(child, 0)[1] == 0", "assert not multiplies_tf32()"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

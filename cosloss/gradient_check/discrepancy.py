@@ -45,6 +45,7 @@ from cosloss.gradient_check.noise import noise_budgets
 from cosloss.gradient_check.report import GradientReport, discrepancy, row_norms
 from cosloss.gradient_check.resolution import resolution
 from cosloss.gradient_check.roundings import rounding_moves
+from cosloss.modes import multiplies_tf32
 
 SAFETY = 4.0
 _seeds = itertools.count(1)
@@ -273,7 +274,7 @@ def _unit_roundoff(inputs: Any) -> float:
     for kind in {t.device.type for t in tensors}:
         if torch.is_autocast_enabled(kind):
             dtypes.add(torch.get_autocast_dtype(kind))
-        if kind == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        if kind == "cuda" and multiplies_tf32():
             dtypes.add(torch.float16)  # TF32 keeps as many bits as float16
     return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cosloss.modes import multiplies_tf32
 from cosloss.problem import Mask
 
 EMPTY = tl.constexpr(-8.5e37)  # a finite stand-in for log 0, far below any logit
@@ -33,7 +34,7 @@ def precision() -> str:
     """
     if torch.version.hip is not None:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+    return "tf32" if multiplies_tf32() else "tf32x3"
 
 
 def launch(kernel: Any, grid: Any, like: Tensor, *arguments: Any, **named: Any) -> None:
