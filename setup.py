@@ -1,12 +1,18 @@
 """The CPU kernels, compiled once per level of vector instructions; all else is in pyproject.toml.
 
-Without a compiler the installation goes on, and the eager kernels do their work.
+They hold no symbol of Python's or torch's: one wheel per platform is for every version of both.
+Without a compiler that will do, the installation goes on, and eager operations compute.
 """
 
+import platform
+import re
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -18,8 +24,15 @@ LEVELS = {
     "avx2": ["-march=x86-64-v3"],
     "baseline": [],
 }
+if platform.machine().lower() not in ("x86_64", "amd64"):
+    LEVELS = {"baseline": []}  # of Arm NEON is in it
 # errno and traps are not looked at; otherwise arithmetic is as IEEE 754 has it
-OPTIONS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+OPTIONS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
+# torch has loaded the OpenMP that the kernels then find: none is linked
+OPENMP, LINK = ["-fopenmp"], []
+if sys.platform == "darwin":
+    OPENMP, LINK = ["-Xpreprocessor", "-fopenmp"], ["-undefined", "dynamic_lookup"]
+OLDEST_GLIBC = (2, 28)  # of the manylinux tag
 
 # by its path: an import of cosloss would import torch, which a build goes without
 spec = spec_from_file_location("stamp", FOLDER / "stamp.py")
@@ -43,21 +56,66 @@ class BuildKernels(build_ext):
 
     def run(self):
         for folder in [self.build_lib, "."] if self.inplace else [self.build_lib]:
-            for extension in self.extensions:
-                Path(folder, self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+            for path in Path(folder, FOLDER).glob("_*.so"):
+                path.unlink()
         super().run()
+
+    def get_ext_filename(self, name):
+        return f"{name.replace('.', '/')}.so"  # of no Python's version
+
+    def build_extensions(self):
+        if sys.platform == "linux" and self._is_clang():
+            print(
+                "cosloss: kernels are not compiled: clang's OpenMP is not the one in torch's Linux "
+                "wheels; with GCC: CC=gcc CXX=g++ pip install --force-reinstall --no-deps .",
+                file=sys.stderr,
+            )
+            self.extensions = []
+        super().build_extensions()
+
+    def _is_clang(self):
+        compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
+        command = [*compiler[:1], "-dM", "-E", "-x", "c++", "/dev/null"]
+        try:
+            macros = subprocess.run(command, capture_output=True, text=True).stdout
+        except OSError:  # there is none
+            return False
+        return "__clang__" in macros
+
+
+class PlatformWheel(bdist_wheel):
+    """For any Python, of the platform that its kernels need, or of any without kernels."""
+
+    def get_tag(self):
+        kernels = list(Path(self.bdist_dir).rglob("_*.so")) if self.bdist_dir else []
+        if not kernels:
+            return "py3", "none", "any"
+        _, _, tag = super().get_tag()
+        machine = tag.removeprefix("linux_")
+        if machine != tag and _newest_glibc(kernels) <= OLDEST_GLIBC:
+            tag = f"manylinux_{OLDEST_GLIBC[0]}_{OLDEST_GLIBC[1]}_{machine}"
+        return "py3", "none", tag
+
+
+def _newest_glibc(libraries):
+    """The newest version of glibc that these ask for, which their string tables name."""
+    wanted = [re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes()) for path in libraries]
+    versions = [(int(major), int(minor)) for found in wanted for major, minor in found]
+    return max(versions, default=(sys.maxsize, 0))  # another C library has other tags
 
 
 setup(
-    cmdclass={"build_py": BuildPython, "build_ext": BuildKernels},
+    cmdclass={"build_py": BuildPython, "build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    # a folder on the path, which type checkers and editors follow, and no import hook
+    options={"editable_wheel": {"mode": "compat"}},
     ext_modules=[
         Extension(
             f"cosloss.kernels.native._{level}",
             [str(path) for path in stamp.sources(FOLDER, [".cpp"])],
             depends=[str(path) for path in stamp.sources(FOLDER, [".h"])],
             define_macros=[("COSLOSS_STAMP", f'"{stamp.stamp_of(FOLDER)}"')],
-            extra_compile_args=[*OPTIONS, *options],
-            # no -fopenmp here: torch has loaded the OpenMP that the kernels then find
+            extra_compile_args=[*OPTIONS, *OPENMP, *options],
+            extra_link_args=LINK,
             optional=True,
         )
         for level, options in LEVELS.items()

@@ -77,8 +77,8 @@ def wants_native(*tensors: Tensor, dtypes: Collection[torch.dtype] = library.DTY
         raise RuntimeError(f"backend native: {library.absence()}")
     return (
         _forced in (None, "native")
-        and library.loaded() is not None
         and modes.in_memory(tensors, dtypes)
+        and library.loaded() is not None
     )
 
 
@@ -88,7 +88,7 @@ def wants_triton(*tensors: Tensor) -> bool:
         device = tensors[0].device
         # torch.compile itself needs Triton on a GPU
         compiling = torch.compiler.is_compiling()
-        usable = device.type == "cuda" and (compiling or _runs_triton(device))
+        usable = device.type == "cuda" and (compiling or runs_triton(device))
     elif _forced in BACKENDS:
         usable = _forced == "triton"
     else:
@@ -97,7 +97,7 @@ def wants_triton(*tensors: Tensor) -> bool:
 
 
 @cache
-def _runs_triton(device: torch.device) -> bool:
+def runs_triton(device: torch.device) -> bool:
     try:
         _triton()
     except ImportError:

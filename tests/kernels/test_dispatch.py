@@ -22,7 +22,7 @@ from cosloss.kernels import dispatch
 z1, z2 = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
 (NTXentLoss()(z1, z2) + cosine_similarity(z1, z2).sum()).backward()
 assert z1.grad.norm() > 0
-assert not dispatch._runs_triton(torch.device("cuda", 0))
+assert not dispatch.runs_triton(torch.device("cuda", 0))
 """
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -38,10 +38,10 @@ def run(program, **environment):
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU of compute capability 9.0, as far as the choice goes."""
-    dispatch._runs_triton.cache_clear()
+    dispatch.runs_triton.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     yield monkeypatch
-    dispatch._runs_triton.cache_clear()
+    dispatch.runs_triton.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")

@@ -15,6 +15,13 @@
 #include "simd.h"
 #include "tiles.h"
 
+// exp as glibc has had it from the first: that of 2.29 would shut older systems out
+#if defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver exp,exp@GLIBC_2.2.5");
+#elif defined(__GLIBC__) && defined(__aarch64__)
+__asm__(".symver exp,exp@GLIBC_2.17");
+#endif
+
 // The part of LossGrads of a tile's columns, with zeros to fill up the last vector.
 struct ColumnGrads {
   float d_stat[LARGEST_BLOCK], shift[LARGEST_BLOCK], d_pos[LARGEST_BLOCK];

@@ -6,7 +6,6 @@ has loaded, so that there is one pool of threads.
 """
 
 import ctypes
-import sysconfig
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -62,18 +61,25 @@ def usable() -> tuple[str, ...]:
 def loaded() -> ctypes.CDLL | None:
     """The library, or None: not compiled, or not for the OpenMP that this torch has.
 
-    A build of other sources, whose functions may take other arguments, is warned of and not used.
+    What is missing is warned of once. A build of other sources, whose functions may take other
+    arguments, is not used.
     """
-    found, stale = _search()
-    if stale is not None:
-        instead = "eager operations" if found is None else Path(found._name).name
-        warnings.warn(f"{stale}; until then {instead} will do", stacklevel=2)
+    found, lacking = _search()
+    if lacking is not None:
+        instead = "eager operations, which are slower," if found is None else Path(found._name).name
+        warnings.warn(f"{lacking}; until then {instead} will do", stacklevel=2)
     return found
 
 
-def absence() -> str:
-    """Why there is no library, and what to do where something can be done."""
-    return _search()[1] or "cosloss was installed without its compiled kernels"
+def build() -> str | None:
+    """Which of BUILDS is loaded; None without the library."""
+    found = loaded()
+    return None if found is None else Path(found._name).stem.removeprefix("_")
+
+
+def absence() -> str | None:
+    """Why the best build for this CPU is not used, and what to do; None if it is."""
+    return _search()[1]
 
 
 @cache
@@ -108,24 +114,25 @@ def in_batch_panel() -> int:
 
 
 def _search() -> tuple[ctypes.CDLL | None, str | None]:
-    """The best build of these sources, and why a better one, if there is one, is not used."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    expected, stale = stamp.stamp_of(FOLDER), None
-    for path in (FOLDER / f"_{build}{suffix}" for build in usable()):
+    """The best build of these sources, and why a better one, or any, is not used."""
+    expected, lacking = stamp.stamp_of(FOLDER), None
+    for path in (FOLDER / f"_{build}.so" for build in usable()):
+        if not path.exists():
+            continue
         try:
-            library = ctypes.CDLL(str(path)) if path.exists() else None
-        except OSError:
-            library = None
-        if library is None:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            # of the OpenMP that torch was built with, if of anything
+            lacking = lacking or f"{path.name} does not load ({error}). {_cure()}"
             continue
         own = _stamp(library)
         if own and own == expected:
-            return library, stale
-        stale = stale or (
+            return library, lacking
+        lacking = lacking or (
             f"{path.name} is not used: it was compiled {_from(own)}, and the Python beside it goes "
             f"with kernels {_from(expected)}. {_cure()}"
         )
-    return None, stale
+    return None, lacking or f"cosloss was installed without its compiled kernels. {_cure()}"
 
 
 def _stamp(library: ctypes.CDLL) -> str | None:
@@ -142,8 +149,8 @@ def _from(its_stamp: str | None) -> str:
 
 def _cure() -> str:
     if stamp.sources(FOLDER):
-        return "In this checkout, compile it again, with GCC: `pip install -e .`"
-    return "Install cosloss again, from a checkout: `pip install --force-reinstall --no-deps .`"
+        return "In this checkout, compile them, with GCC: `pip install -e .`"
+    return "Install it again, from a checkout with GCC: `pip install --force-reinstall --no-deps .`"
 
 
 def _asked(library: ctypes.CDLL | None, name: str, kind: type[Any]) -> Any:

@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from cosloss.kernels import dispatch
 from cosloss.kernels.native import library, stamp
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no
 
 ROOT = Path(__file__).parents[3]
 NATIVE = ROOT / "cosloss" / "kernels" / "native"
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+SUFFIX = ".so"
 STEPS = """
 import sys
 import torch
@@ -165,9 +165,37 @@ def test_a_lesser_build_is_used_only_with_its_own_stamp(checkout):
     assert len(told_of) == 1
 
 
-def test_without_kernels_nothing_is_said(checkout):
+def test_without_kernels_it_is_said_once(checkout, installed):
     checkout()
+    with pytest.warns(
+        UserWarning, match=r"without its compiled .*pip install -e \..*eager"
+    ) as told:
+        assert library.loaded() is None
+    assert len(told) == 1
     assert silently_loaded() is None
+
+
+def test_a_wheel_without_kernels_says_how_to_get_them(installed):
+    installed()
+    with pytest.warns(UserWarning, match=r"without its compiled .*pip install --force-reinstall"):
+        assert library.loaded() is None
+
+
+def test_kernels_that_do_not_load_are_said_once_with_the_reason(installed, tmp_path):
+    installed()
+    (tmp_path / f"_avx2{SUFFIX}").write_text("not a library")
+    with pytest.warns(
+        UserWarning, match=r"_avx2.so does not load \(.*file too short.*eager"
+    ) as told:
+        assert library.loaded() is None
+    assert len(told) == 1
+
+
+def test_tensors_that_no_compiled_kernel_takes_do_not_ask_for_one(installed):
+    installed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not dispatch.wants_native(torch.ones(2, 3, device="meta"))
 
 
 def test_a_wheels_kernels_are_those_of_the_stamp_that_was_written_down(installed):
