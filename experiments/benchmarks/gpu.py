@@ -1,11 +1,13 @@
 """The losses on a GPU: checked, then timed by CUDA events beside the rivals that can be had.
 
-Writes gpu.md, gpu.json and gpu.png. The copy bandwidth and the matrix rate that the results are
-held against are measured in the same run. Nothing is timed unless every check passed.
+Writes gpu.md, gpu.json and gpu.png, again after every result, so that whatever ends it loses none.
+The copy bandwidth and the matrix rates that the results are held against are measured in the same
+run. Nothing is timed unless every check passed, in this run or, with skip_checks, in one before.
 """
 
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from importlib import import_module
@@ -21,21 +23,33 @@ from experiments.benchmarks.contrastive_rivals import chunked_nt_xent
 from experiments.benchmarks.contrastive_rivals import nt_xent as lean_nt_xent
 from experiments.benchmarks.gpu_results import Result, write
 
+# in the order of their worth, the one that takes longest last
 ROW_WISE = ((1 << 20, 128), (1 << 16, 2048))
-NT_XENT = ((512, 128), (4096, 128), (65536, 128), (8192, 512), (8192, 1024), (1 << 20, 128))
+NT_XENT = ((512, 128), (4096, 128), (8192, 512), (65536, 128), (8192, 1024))
+LARGEST = ((1 << 20, 128),)
 LARGEST_MATRIX = 1 << 36  # bytes of (2N)^2 float32 logits that a rival may try to allocate
 TEMPERATURE = 0.1
-G = 2.5  # products of the whole similarity matrix that are counted: half forward, two backward
+# products of the whole similarity matrix that a symmetric one takes if it is not kept: half for the
+# similarities, half for them again, one for the gradient
+G = 2.0
 
 Step = Callable[[], object]
 
 
-def run(rounds: int, folder: Path) -> int:
-    """Check, time, and write the results; the exit status."""
+def run(rounds: int, folder: Path, skip_checks: bool = False, minutes: float | None = None) -> int:
+    """Check, time, and write the results; the exit status.
+
+    Args:
+        rounds: timed calls of each contender.
+        folder: where the results go.
+        skip_checks: for a device that passed them before.
+        minutes: begin no further shape after so many.
+    """
+    started = time.monotonic()
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing was checked or timed")
         return 2
-    if not verify.verify(device="cuda"):
+    if not skip_checks and not verify.verify(device="cuda"):
         print("an op is beyond its error budget: nothing was timed")
         return 1
     machine = {
@@ -46,14 +60,33 @@ def run(rounds: int, folder: Path) -> int:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "copy_gb_per_s": copy_bandwidth(rounds) / 1e9,
-        **{
-            f"{name}_tflop_per_s": matrix_rate(dtype, rounds) / 1e12
-            for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
-        },
+        "bfloat16_tflop_per_s": matrix_rate(torch.bfloat16, rounds) / 1e12,
+        # to float32's accuracy: three products of TF32
+        "float32_tflop_per_s": tf32_rate(rounds) / 3 / 1e12,
     }
-    results = [*_row_wise(rounds, machine), *_nt_xent(rounds, machine)]
-    write(results, machine, folder)
+    results: list[Result] = []
+    for found in _shapes(rounds, machine):
+        if minutes is not None and time.monotonic() - started > 60 * minutes:
+            print(f"after {minutes:g} min: the shapes that are left were not timed")
+            break
+        for result in found:
+            results.append(result)
+            write(results, machine, folder)
+    print((folder / "gpu.md").read_text() if results else "nothing was timed")
     return 0
+
+
+def _shapes(rounds: int, machine: Mapping[str, Any]) -> Iterator[Iterator[Result]]:
+    """The results of every shape and dtype, which are measured as they are asked for."""
+    for shape in NT_XENT:
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _nt_xent(shape, dtype, rounds, machine)
+    for shape in ROW_WISE:
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _row_wise(shape, dtype, rounds, machine)
+    for shape in LARGEST:
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _nt_xent(shape, dtype, min(rounds, 2), machine)
 
 
 def milliseconds(step: Step, rounds: int) -> list[float]:
@@ -97,32 +130,43 @@ def matrix_rate(dtype: torch.dtype, rounds: int) -> float:
     return 2 * 8192**3 / seconds
 
 
-def _row_wise(rounds: int, machine: Mapping[str, Any]) -> Iterator[Result]:
-    for shape in ROW_WISE:
-        for dtype in (torch.float32, torch.bfloat16):
-            x, y = torch.randn(2, *shape, device="cuda", dtype=dtype)
-            contenders = {
-                "cosloss": cosine_similarity,
-                "torch": F.cosine_similarity,
-                "torch.compile of torch": torch.compile(F.cosine_similarity, dynamic=False),
-            }
-            # x and y are read forward and backward, and their gradients written
-            seconds = 6 * x.nbytes / machine["copy_gb_per_s"] / 1e9
-            yield from _timed("cosine_similarity", (x, y), contenders, rounds, seconds)
+def tf32_rate(rounds: int) -> float:
+    """The rate of float32 products whose factors the tensor cores take to TF32."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        return matrix_rate(torch.float32, rounds)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
-def _nt_xent(rounds: int, machine: Mapping[str, Any]) -> Iterator[Result]:
-    for rows, columns in NT_XENT:
-        for dtype in (torch.float32, torch.bfloat16):
-            z1, z2 = torch.randn(2, rows // 2, columns, device="cuda", dtype=dtype)
-            contenders: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosloss": _ours}
-            if rows**2 * 4 <= LARGEST_MATRIX:
-                contenders |= rivals()
-            if rows <= 4096:
-                contenders["cosloss, torch.compile"] = torch.compile(_ours, dynamic=False)
-            rate = machine[f"{str(dtype).removeprefix('torch.')}_tflop_per_s"] * 1e12
-            seconds = G * 2 * rows**2 * columns / rate
-            yield from _timed("nt_xent_loss", (z1, z2), contenders, rounds, seconds)
+def _row_wise(
+    shape: tuple[int, int], dtype: torch.dtype, rounds: int, machine: Mapping[str, Any]
+) -> Iterator[Result]:
+    x, y = torch.randn(2, *shape, device="cuda", dtype=dtype)
+    contenders = {
+        "cosloss": cosine_similarity,
+        "torch": F.cosine_similarity,
+        "torch.compile of torch": torch.compile(F.cosine_similarity, dynamic=False),
+    }
+    # x and y are read forward and backward, and their gradients written
+    seconds = 6 * x.nbytes / machine["copy_gb_per_s"] / 1e9
+    yield from _timed("cosine_similarity", (x, y), contenders, rounds, seconds)
+
+
+def _nt_xent(
+    shape: tuple[int, int], dtype: torch.dtype, rounds: int, machine: Mapping[str, Any]
+) -> Iterator[Result]:
+    rows, columns = shape
+    z1, z2 = torch.randn(2, rows // 2, columns, device="cuda", dtype=dtype)
+    contenders: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosloss": _ours}
+    if rows**2 * 4 <= LARGEST_MATRIX:
+        contenders |= rivals()
+    if rows <= 4096:
+        contenders["cosloss, torch.compile"] = torch.compile(_ours, dynamic=False)
+    rate = machine[f"{str(dtype).removeprefix('torch.')}_tflop_per_s"] * 1e12
+    seconds = G * 2 * rows**2 * columns / rate
+    yield from _timed("nt_xent_loss", (z1, z2), contenders, rounds, seconds)
 
 
 def rivals() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

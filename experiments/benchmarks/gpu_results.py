@@ -30,10 +30,8 @@ def write(results: list[Result], machine: Mapping[str, Any], folder: Path) -> No
     folder.mkdir(parents=True, exist_ok=True)
     content = {"machine": dict(machine), "results": [asdict(result) for result in results]}
     (folder / "gpu.json").write_text(json.dumps(content, indent=2))
-    text = markdown(results, machine)
-    (folder / "gpu.md").write_text(text)
+    (folder / "gpu.md").write_text(markdown(results, machine))
     _draw(results, folder / "gpu.png")
-    print(text)
 
 
 def markdown(results: list[Result], machine: Mapping[str, Any]) -> str:
