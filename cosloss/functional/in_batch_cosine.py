@@ -63,7 +63,7 @@ def in_batch_cosine_embedding_loss(
     check_margin(margin)
     check_negative_weight(negative_weight)
     check_views(z1, z2)
-    options.check(z1.shape[0])
+    options.check(z1)
     dtype = torch.promote_types(z1.dtype, z2.dtype)
     z1, z2 = z1.to(dtype), z2.to(dtype)
     peers = options.peers(z1)

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from cosloss import functional, reference
-from cosloss.functional._checks import check_flags
+from cosloss.arguments import check_flags
 from cosloss.losses._base import ContrastiveLoss, Options, checked_number
 from cosloss.modes import differentiates_itself
 

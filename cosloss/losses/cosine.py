@@ -6,13 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from cosloss import functional, reference
-from cosloss.functional._checks import (
-    check_eps,
-    check_flags,
-    check_margin,
-    check_negative_weight,
-    check_reduction,
-)
+from cosloss.arguments import check_flags
+from cosloss.functional._checks import check_margin, check_negative_weight, check_reduction
+from cosloss.functional.cosine import check_dim, check_eps
 from cosloss.losses._base import Loss
 
 
@@ -30,8 +26,8 @@ class CosineSimilarity(Loss):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"dim must be an integer; got {dim!r}")
+        self._refuse_inputs(dim)
+        check_dim(dim)
         check_eps(eps)
         self.dim = dim
         self.eps = eps
@@ -66,6 +62,7 @@ class CosineEmbeddingLoss(Loss):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
+        self._refuse_inputs(margin)
         check_margin(margin)
         check_reduction(reduction)
         check_negative_weight(negative_weight)
