@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -167,19 +167,14 @@ def checked_device(name: str, value: Any) -> torch.device:
         ValueError: torch knows no such device.
     """
     check_kind(name, value, (str, int, torch.device), "a device, as 'cpu' or 'cuda:0'")
-    check_flagless(name, value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a device, as 'cpu' or 'cuda:0'; got {value}")
     try:
         return torch.device(value)
     except RuntimeError:
         raise ValueError(
             f"{name} must be a device, as 'cpu' or 'cuda:0'; got {described(value)}"
         ) from None
-
-
-def check_flagless(name: str, value: Any) -> None:
-    """Raise TypeError for a bool, which Python takes for a number."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must not be True or False; got {value}")
 
 
 def usable_device(name: str, value: Any) -> torch.device:
@@ -201,7 +196,7 @@ def usable_device(name: str, value: Any) -> torch.device:
 
 def check_each(name: str, values: Any, kind: Any, text: str) -> None:
     """Raise TypeError unless a value is a sequence of that kind, which `text` names."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a list of {text}; got {described(values)}")
     for value in values:
         if not isinstance(value, kind):

@@ -16,6 +16,7 @@ from cosloss.arguments import (
 from cosloss.functional._checks import (
     check_floating,
     check_margin,
+    check_pairs,
     check_real,
     check_reduction,
     reduce,
@@ -169,7 +170,11 @@ def cosine_embedding_loss(
     check_margin(margin)
     if target is None:
         if weight is not None:
-            raise ValueError("weight needs a target: the in-batch form takes none")
+            raise ValueError(
+                "weight needs a target, and the in-batch form takes none; "
+                f"got {described(weight)} without one"
+            )
+        check_pairs(input1=input1, input2=input2)
         return in_batch_cosine_embedding_loss(input1, input2, margin, reduction)
 
     check_floating(input1=input1, input2=input2)

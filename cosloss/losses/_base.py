@@ -220,7 +220,7 @@ class ContrastiveLoss(Loss):
 
 def checked_number(name: str, value: float) -> float:
     """The finite number that a module holds, from a number or a tensor of one without gradient."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
         if value.requires_grad:
             raise TypeError(
                 f"{name} must be a number: a tensor that learns goes to cosloss.functional, or "

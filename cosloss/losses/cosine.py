@@ -7,7 +7,12 @@ from torch import Tensor
 
 from cosloss import functional, reference
 from cosloss.arguments import check_flags
-from cosloss.functional._checks import check_margin, check_negative_weight, check_reduction
+from cosloss.functional._checks import (
+    check_margin,
+    check_negative_weight,
+    check_pairs,
+    check_reduction,
+)
 from cosloss.functional.cosine import check_dim, check_eps
 from cosloss.losses._base import Loss
 
@@ -80,6 +85,7 @@ class CosineEmbeddingLoss(Loss):
         weight: Tensor | None = None,
     ) -> Tensor:
         if target is None and weight is None:
+            check_pairs(input1=input1, input2=input2)
             return functional.in_batch_cosine_embedding_loss(
                 input1,
                 input2,
