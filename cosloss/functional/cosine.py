@@ -50,9 +50,9 @@ def cosine_similarity(
         similarity 0 and gradient 0. A row with a NaN or infinite entry gives NaN, and only it.
 
     Raises:
-        TypeError: an input is not a tensor.
-        RuntimeError: the promoted dtype is not real floating point, the shapes do not broadcast, or
-            eps is negative.
+        TypeError: an input is not a tensor, eps no number or dim no integer.
+        RuntimeError: (a ValueError too) the promoted dtype is not real floating point, the shapes
+            do not broadcast, the inputs are on two devices, or eps is negative or not finite.
         IndexError: dim is out of range.
 
     Example:
@@ -91,8 +91,9 @@ def pairwise_cosine_similarity(
         gradient 0.
 
     Raises:
-        TypeError: an input is not a tensor.
-        RuntimeError: the promoted dtype is not real floating point, or eps is negative.
+        TypeError: an input is not a tensor, or eps no number.
+        RuntimeError: (a ValueError too) the promoted dtype is not real floating point, the inputs
+            are on two devices, or eps is negative or not finite.
         ValueError: an input has fewer than two dimensions, or the shapes do not match.
 
     Example:
@@ -103,6 +104,7 @@ def pairwise_cosine_similarity(
     Source: sklearn.metrics.pairwise.cosine_similarity.
     """
     if x2 is None:
+        check_tensor(x1=x1)
         (x1,) = _promoted(eps, x1=x1)
     else:
         x1, x2 = _promoted(eps, x1=x1, x2=x2)
@@ -152,8 +154,9 @@ def cosine_embedding_loss(
         max(0, -margin), and has gradient 0.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        RuntimeError: shapes do not match.
+        TypeError: an input is not a real floating-point tensor, target or weight no real tensor,
+            or margin no number.
+        RuntimeError: (a ValueError too) shapes do not match, or tensors are on two devices.
         ValueError: a target is not 1 or -1, margin or reduction is invalid, weight is given without
             a target, or the batch is empty and the reduction "mean". Where raising for a target
             would wait for a device, or is impossible (torch.compile, vmap), the loss of that pair
@@ -212,7 +215,9 @@ def check_dim(dim: int) -> None:
 
 
 def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
-    check_tensor(**tensors)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            check_tensor(**{name: tensor})  # a DTensor is welcome here
     check_eps(eps)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     dtype = reduce_with(torch.promote_types, dtypes)

@@ -54,11 +54,10 @@ def info_nce_loss(
         an infinity makes the loss of every row that meets it NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch or `negatives` is empty, `negatives` comes with
-            symmetric, ignore or gather_distributed, temperature is not positive, or reduction is
-            invalid.
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch or `negatives` is empty, `negatives` comes with symmetric, ignore or
+            gather_distributed, temperature is not positive and finite, or reduction is invalid.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)

@@ -44,9 +44,9 @@ def nt_xent_loss(
         infinity makes every loss NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch is empty, temperature is not positive, or
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch is empty, temperature is not positive and finite, or
             reduction is invalid.
 
     Example:

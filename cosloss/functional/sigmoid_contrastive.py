@@ -43,9 +43,9 @@ def sigmoid_contrastive_loss(
         row that meets it NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor; temperature or bias is no number.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch is empty, temperature is not positive, bias is
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch is empty, temperature is not positive and finite, bias is
             no tensor of one number, or reduction is invalid.
 
     Example:

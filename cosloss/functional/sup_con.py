@@ -55,9 +55,10 @@ def sup_con_loss(
         every loss NaN.
 
     Raises:
-        TypeError: z is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch is empty, temperature is not positive, reduction
+        TypeError: z is not a real floating-point tensor, labels no tensor, or an option of another
+            kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch is empty, temperature is not positive and finite, reduction
             is invalid, or ignore comes with gather_distributed.
 
     Example:

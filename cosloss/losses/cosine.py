@@ -20,6 +20,19 @@ from cosloss.losses._base import Loss
 class CosineSimilarity(Loss):
     """Cosine similarity along `dim`: see `cosloss.functional.cosine_similarity`.
 
+    Args:
+        dim: dimension of the broadcast shape along which the vectors lie.
+        eps: each norm is clamped to at least eps >= 0.
+
+    Shape:
+        x1, x2: floating point, of shapes that broadcast; an integer one is promoted.
+        Output: the broadcast shape without `dim`, in the promoted dtype.
+
+    Raises:
+        TypeError: dim is no integer, eps no number, or an input no tensor.
+        RuntimeError: (a ValueError too) eps is negative, or shapes, dtypes or devices do not fit.
+        IndexError: dim is out of range.
+
     Example:
         >>> import torch
         >>> CosineSimilarity()(torch.ones(1, 4), torch.ones(1, 4))
@@ -47,6 +60,24 @@ class CosineEmbeddingLoss(Loss):
     `loss(input1, input2, target)` is torch's. `loss(z1, z2)` is the in-batch form of contrastive
     training, see `cosloss.functional.in_batch_cosine_embedding_loss`: `negative_weight` is of that
     form alone, and with `gather_distributed` its negatives come from all processes.
+
+    Args:
+        margin: similarity up to which a negative costs nothing, in [-1, 1].
+        reduction: "none" gives a loss per pair, or (2N,) in-batch; "mean" and "sum" one number.
+        negative_weight: of the in-batch form's negatives; positive.
+        gather_distributed: take the in-batch form's negatives from all processes.
+
+    Shape:
+        input1: (N, D), floating point; with a target also (D,) or (..., D).
+        input2: the same; with a target a shape that broadcasts with input1's.
+        target (optional): 1 or -1 for each pair, (N,), or what broadcasts to that.
+        weight (optional, with a target): (N,), multiplies each pair's loss.
+        Output: one number, or as reduction says.
+
+    Raises:
+        TypeError: an argument is of another kind, or an input no floating-point tensor.
+        ValueError: an argument is out of range, a target is not 1 or -1, or shapes or devices do
+            not match.
 
     Example:
         >>> import torch
