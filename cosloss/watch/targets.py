@@ -32,7 +32,7 @@ def check_target(target: Any) -> None:
 def check_twin(twin: Any) -> None:
     """Raise TypeError unless this is a function, a dict of functions by name, or None."""
     for one in twin.values() if isinstance(twin, Mapping) else [twin]:
-        if one is not None or isinstance(twin, Mapping):
+        if one is not None:
             check_callable("twin", one, "a function, or a dict of functions by the loss's name")
 
 
