@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from cosloss.arguments import check_callable, check_count, described
+
 Encoder = Callable[..., Tensor]
 
 # embeddings that another draw of dropout gives differ by about their size, roundings by far less
@@ -75,15 +77,18 @@ class GradCache(nn.Module):
             raise TypeError("GradCache needs an encoder and a loss: GradCache(encoder, loss, ...)")
         *encoders, loss = encoders_and_loss
         for name, part in (*(("encoder", encoder) for encoder in encoders), ("loss", loss)):
-            if not callable(part):
-                raise TypeError(f"{name} must be callable; got {type(part).__name__}")
+            check_callable(name, part)
         for encoder in encoders:
             if isinstance(encoder, DistributedDataParallel):
                 raise TypeError(
                     "encoder is wrapped in DistributedDataParallel, which would not exchange "
                     "gradients here; use DistributedDataParallel(GradCache(encoder.module, ...))"
                 )
-        sizes = [chunk_size] * len(encoders) if isinstance(chunk_size, int) else list(chunk_size)
+        sizes: list[Any]
+        if isinstance(chunk_size, Sequence) and not isinstance(chunk_size, str):
+            sizes = list(chunk_size)
+        else:
+            sizes = [chunk_size] * len(encoders)  # refused below if it is no number
         if len(sizes) != len(encoders):
             raise ValueError(
                 f"chunk_size must be one number, or one for each of {len(encoders)} encoders; "
@@ -133,6 +138,7 @@ def encode_in_chunks(encoder: Encoder, inputs: Any, chunk_size: int) -> Tensor:
     Raises:
         TypeError, ValueError, RuntimeError: as `GradCache`.
     """
+    check_callable("encoder", encoder)
     _check_chunk_size(chunk_size)
     rows = _batch_size(inputs)
     recorded = torch.is_grad_enabled()
@@ -209,10 +215,7 @@ _compared = WeakSet[Encoder]()
 
 
 def _check_chunk_size(size: Any) -> None:
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"chunk_size must be a whole number; got {size!r}")
-    if size < 1:
-        raise ValueError(f"chunk_size must be at least 1; got {size}")
+    check_count("chunk_size", size)
 
 
 def _parts(inputs: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -229,11 +232,11 @@ def _batch_size(inputs: Any) -> int:
     sizes = {shape[:1] for shape in shapes}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
-            "an input must be a tensor (N, ...), or a tuple or mapping of tensors of one first "
-            f"dimension; got {shapes or type(inputs).__name__}"
+            "inputs must be a tensor (N, ...), or a tuple or mapping of tensors of one first "
+            f"dimension; got {', '.join(map(str, shapes)) or described(inputs)}"
         )
     if not (rows := shapes[0][0]):
-        raise ValueError("the batch is empty")
+        raise ValueError(f"inputs must have at least one item; got {described(tensors[0])}")
     return rows
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cosloss.arguments import check_kind, usable_device
 from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.discrepancy import compare_calls
 from cosloss.gradient_check.finite_differences import check_calls
@@ -77,8 +78,14 @@ def replay(path: str | Path, device: str | torch.device | None = None) -> int:
         The exit status: 0 if the gradient is right now, 1 if it is still wrong.
 
     Raises:
-        ValueError: the file is not one of these, or its loss cannot be imported.
+        TypeError: path is no path, or device no device.
+        OSError: the file cannot be read.
+        ValueError: the file is not one of these, its loss cannot be imported, or this machine has
+            no such device.
     """
+    check_kind("path", path, (str, Path), "the path of a file")
+    if device is not None:
+        usable_device("device", device)
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError) as error:

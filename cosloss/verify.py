@@ -12,11 +12,13 @@ is still wrong, and 2 if it cannot be run.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cosloss.arguments import check_callable, check_dtype, check_each, usable_device
 from cosloss.replay import replay
 from cosloss.testing import OPS, Errors, Op, Sample, errors
 from cosloss.testing.surroundings import SURROUNDINGS, TOLERANCE, Surrounding
@@ -29,7 +31,7 @@ ROW = f"{{:<{NAMES}}} " + "{:<9} {:<8} {:>9} {:>9} {:>9} {:>9} {:>10}  {}"
 
 
 def verify(
-    ops: Iterable[Op] = OPS,
+    ops: Sequence[Op] = OPS,
     dtypes: Sequence[str] = DTYPES,
     device: str = "cpu",
     show: Callable[[str], object] = print,
@@ -42,10 +44,15 @@ def verify(
         device: where the ops run.
         show: receives each line.
 
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: this machine has no such device.
+
     Example:
         >>> verify(OPS[:1], ["float32"], show=lambda line: None)
         True
     """
+    ops = _checked(ops, dtypes, device, show)
     show(ROW.format(*COLUMNS))
     passed = True
     for op in ops:
@@ -78,10 +85,15 @@ def verify_surroundings(
         device: where the ops run.
         show: receives each line.
 
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: this machine has no such device.
+
     Example:
         >>> verify_surroundings(OPS[:1], ["float32"], show=lambda line: None)
         True
     """
+    ops = _checked(ops, dtypes, device, show)
     show(SURROUNDING.format("surrounding", "dtype", "calls", "change", "budget", ""))
     passed = True
     for surrounding in SURROUNDINGS:
@@ -99,6 +111,25 @@ def verify_surroundings(
             show(SURROUNDING.format(surrounding.__name__, name, *cells))
             passed &= not failure
     return passed
+
+
+def _checked(ops: Any, dtypes: Any, device: Any, show: Any) -> list[Op]:
+    check_each("ops", ops, Op, "rows of cosloss.testing.OPS")
+    check_each("dtypes", dtypes, str, "names of torch dtypes")
+    for name in dtypes:
+        check_dtype("each of dtypes", getattr(torch, name, name))
+    usable_device("device", device)
+    check_callable("show", show, "a function of a line")
+    return list(ops)
+
+
+def _device(name: str) -> str:
+    """The device, if this machine has it."""
+    try:
+        usable_device("it", name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def _change(
@@ -140,7 +171,7 @@ def _peer(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m cosloss.verify", description=__doc__)
-    parser.add_argument("--device", help="cpu (the default), cuda, cuda:1, ...")
+    parser.add_argument("--device", type=_device, help="cpu (the default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES)
     parser.add_argument("--replay", metavar="FILE", help="a failure that a callback wrote")
     options = parser.parse_args(arguments)

@@ -6,13 +6,14 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cosloss.arguments import check_choice, check_count
 from cosloss.callbacks import record
 from cosloss.callbacks.packages import Callback, LightningModule, Trainer
 from cosloss.watch.checks import Check
 from cosloss.watch.finding import Finding
 from cosloss.watch.gradient_watch import ON_FAILURE, GradientWatch, Twin
 from cosloss.watch.recording import Recording
-from cosloss.watch.targets import Target
+from cosloss.watch.targets import Target, check_target, check_twin
 
 COUNTS = ("checks_run", "checks_failed", "checks_skipped")
 
@@ -29,13 +30,11 @@ class LossCheck(Callback):
     def __init__(
         self, every_n_batches: int, on_failure: str, target: Target, rows: int | None, twin: Twin
     ) -> None:
-        if every_n_batches < 1:
-            raise ValueError(f"every_n_batches must be at least 1; got {every_n_batches}")
-        if on_failure not in ON_FAILURE:
-            names = ", ".join(ON_FAILURE)
-            raise ValueError(f"on_failure must be one of {names}; got {on_failure!r}")
-        if rows is not None and rows < 1:
-            raise ValueError(f"rows must be at least 1, or None for all; got {rows}")
+        check_count("every_n_batches", every_n_batches)
+        check_choice("on_failure", on_failure, ON_FAILURE)
+        check_target(target)
+        check_count("rows", rows, none="all")
+        check_twin(twin)
         self.every_n_batches = every_n_batches
         self.on_failure = on_failure
         self.target = target

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cosloss.arguments import check_flags
 from cosloss.callbacks import tensorboard
 from cosloss.callbacks.check import LossCheck
 from cosloss.gradient_check.point import FiniteDifferences
@@ -45,6 +46,10 @@ class GradcheckCallback(LossCheck):
         checks_run: how many checks came to a verdict.
         checks_failed: how many of these said wrong.
         checks_skipped: how many could not be made; a warning says why, once.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: an argument is out of range.
     """
 
     prefix = "gradcheck"
@@ -64,6 +69,7 @@ class GradcheckCallback(LossCheck):
         second_order: bool = False,
     ) -> None:
         super().__init__(every_n_batches, on_failure, target, rows, twin)
+        check_flags(surrogate=surrogate)
         self.surrogate = surrogate
         self._charted: list[str] = []
         self.how = FiniteDifferences(directions, slow_entries, unit_rows, forward_ad, second_order)

@@ -37,6 +37,10 @@ class GradientDiscrepancyCallback(LossCheck):
         checks_run: how many checks came to a verdict.
         checks_failed: how many of these said wrong.
         checks_skipped: how many could not be made; a warning says why, once.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: an argument is out of range.
     """
 
     prefix = "gradient_discrepancy"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cosloss.arguments import check_count
 from cosloss.callbacks import record
 from cosloss.callbacks.check import COUNTS
 from cosloss.callbacks.packages import Callback, DummyLogger, LightningModule, Trainer
@@ -45,14 +46,14 @@ class StepCheckCallback(Callback):
         checks_skipped: how many could not be made; a warning says why, once.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: an argument is out of range.
     """
 
     def __init__(
         self, every_n_batches: int = 500, on_failure: str = "warn", directions: int | None = 1
     ) -> None:
-        if every_n_batches < 1:
-            raise ValueError(f"every_n_batches must be at least 1; got {every_n_batches}")
+        check_count("every_n_batches", every_n_batches)
         # refuses what is out of range
         StepCheck(nn.Identity(), every_n_batches, on_failure, directions)
         self.every_n_batches = every_n_batches

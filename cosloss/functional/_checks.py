@@ -1,76 +1,39 @@
-"""Argument checks and the reduction: each says what was received and what to do."""
+"""The losses' checks of their arguments, and the reduction."""
 
-import sys
-from numbers import Real
+import math
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from cosloss.modes import PLAIN, readable, recording
+from cosloss.arguments import (
+    check_choice,
+    check_device,
+    check_local,
+    check_number,
+    check_tensor,
+    described,
+    is_number,
+)
+from cosloss.modes import readable, recording
 
-# torch.SymInt and SymFloat are numbers under torch.compile and torch.export
-NUMBERS = (Real, torch.SymInt, torch.SymFloat)
 REDUCTIONS = ("none", "mean", "sum")
+SCALAR = "a number or a 0-d tensor"
 
 
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless reduction is one of REDUCTIONS."""
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        received = repr(reduction) if isinstance(reduction, (str, Real)) else type(reduction)
-        raise ValueError(
-            f"reduction must be one of {', '.join(REDUCTIONS)}; got {received} "
-            "(the options after it are given by name)"
-        )
+    check_choice("reduction", reduction, REDUCTIONS, " (the options after it are given by name)")
 
 
 def check_margin(margin: float) -> None:
     """Raise unless margin is a number in [-1, 1]."""
-    if not isinstance(margin, NUMBERS):
-        raise TypeError(f"margin must be a number; got {type(margin).__name__}")
-    if not -1 <= margin <= 1:
-        raise ValueError(f"margin must be in [-1, 1]; got {margin}")
+    check_number("margin", margin, -1, 1)
 
 
 def check_negative_weight(negative_weight: float) -> None:
     """Raise unless negative_weight is a positive number."""
-    if not isinstance(negative_weight, NUMBERS):
-        raise TypeError(f"negative_weight must be a number; got {type(negative_weight).__name__}")
-    if not negative_weight > 0:
-        raise ValueError(f"negative_weight must be positive; got {negative_weight}")
-
-
-def check_eps(eps: float) -> None:
-    """Raise RuntimeError, as torch does, unless eps is a number of at least 0."""
-    if not isinstance(eps, NUMBERS):
-        raise TypeError(f"eps must be a number; got {type(eps).__name__}")
-    if not eps >= 0:
-        raise RuntimeError(f"eps must be non-negative; got {eps}")
-
-
-def check_flags(**flags: bool) -> None:
-    """Raise TypeError for an option that is neither True nor False."""
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be True or False; got {flag!r}")
-
-
-def check_tensor(**tensors: Tensor) -> None:
-    """Raise TypeError for anything that is not a tensor of this process."""
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
-        if type(tensor) not in PLAIN:
-            check_local(tensor, name)
-
-
-def check_local(x: Tensor, name: str) -> None:
-    """Raise TypeError for a DTensor: its shards are not the rows that a loss compares."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(x, distributed.DTensor):
-        raise TypeError(
-            f"{name} is a DTensor, and these losses take this process's tensors: pass "
-            f"{name}.full_tensor(), or {name}.to_local() with gather_distributed=True"
-        )
+    check_number("negative_weight", negative_weight, 0, above=True)
 
 
 def refuse_tracing() -> None:
@@ -87,7 +50,10 @@ def check_floating(**tensors: Tensor) -> None:
     check_tensor(**tensors)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} must have a real floating-point dtype; got {tensor.dtype}")
+            advice = "" if tensor.is_complex() else f": use {name}.float()"
+            raise TypeError(
+                f"{name} must have a real floating-point dtype; got {described(tensor)}{advice}"
+            )
 
 
 def check_rows(**tensors: Tensor) -> None:
@@ -101,16 +67,34 @@ def check_rows(**tensors: Tensor) -> None:
 
 def check_pairs(**pair: Tensor) -> None:
     """Raise unless the two tensors are floating point, of one shape (N, D) with N, D >= 1."""
-    check_floating(**pair)
     (name1, x1), (name2, x2) = pair.items()
+    if isinstance(x2, Tensor) and x2.ndim == 1 and isinstance(x1, Tensor) and x1.ndim > 1:
+        _refuse_labels(name2, x2)
+    check_floating(**pair)
     if x1.ndim != 2 or x1.shape != x2.shape:
         raise ValueError(
             f"{name1} and {name2} must both have shape (N, D), row i of each of the same item; "
-            f"got {tuple(x1.shape)} and {tuple(x2.shape)}"
+            f"got {tuple(x1.shape)} and {tuple(x2.shape)}{_to_split(name1, x1)}"
         )
     if x1.shape[0] == 0:
         raise ValueError(f"{name1} and {name2} must have at least one row; got an empty batch")
+    if x1.device != x2.device:
+        check_device(name1, x1, name2, x2)
     check_rows(**pair)
+
+
+def _refuse_labels(name: str, labels: Tensor) -> NoReturn:
+    raise (ValueError if labels.is_floating_point() else TypeError)(
+        f"{name} must have shape (N, D), like the tensor before it; got {described(labels)}: "
+        "labels? SupConLoss and sup_con_loss take them"
+    )
+
+
+def _to_split(name: str, x: Tensor) -> str:
+    """What to do with views that are stacked, (N, V, D)."""
+    if x.ndim != 3:
+        return ""
+    return f": of views (N, V, D) give {name}[:, 0] and {name}[:, 1]"
 
 
 def check_views(z1: Tensor, z2: Tensor) -> None:
@@ -118,26 +102,32 @@ def check_views(z1: Tensor, z2: Tensor) -> None:
     check_pairs(z1=z1, z2=z2)
 
 
-def check_number(**numbers: float | Tensor) -> None:
-    """Raise unless these are numbers, or tensors of one number."""
-    for name, number in numbers.items():
-        if isinstance(number, Tensor):
-            check_local(number, name)
-            if number.shape not in ((), (1,)):
-                raise ValueError(
-                    f"{name} must be a number or a 0-d tensor; got shape {tuple(number.shape)} "
-                    "(of one number, shape (1,) is taken too)"
-                )
-        elif not isinstance(number, NUMBERS):
-            raise TypeError(f"{name} must be a number or a 0-d tensor; got {type(number).__name__}")
+def check_scalar(name: str, number: float | Tensor, like: Tensor | None = None) -> None:
+    """Raise unless this is a finite number, or a tensor of one on the device of `like`."""
+    if not isinstance(number, Tensor):
+        if not is_number(number):
+            raise TypeError(f"{name} must be {SCALAR}; got {described(number)}")
+        if number == math.inf or number == -math.inf or number != number:
+            raise ValueError(f"{name} must be finite; got {number}")
+        return
+    check_local(number, name)
+    if number.shape not in ((), (1,)):
+        raise ValueError(
+            f"{name} must be {SCALAR}; got shape {tuple(number.shape)} "
+            "(of one number, shape (1,) is taken too)"
+        )
+    if number.dtype == torch.bool or number.is_complex():
+        raise TypeError(f"{name} must be {SCALAR}; got {described(number)}")
+    if like is not None:
+        check_device("the embeddings", like, name, number)
 
 
-def check_temperature(temperature: float | Tensor) -> None:
-    """Raise unless temperature is positive: a number, or a tensor of one number.
+def check_temperature(temperature: float | Tensor, like: Tensor | None = None) -> None:
+    """Raise unless temperature is positive: a number, or a tensor of one on the device of `like`.
 
     A tensor's sign is looked at only where that does not wait for a device.
     """
-    check_number(temperature=temperature)
+    check_scalar("temperature", temperature, like)
     if isinstance(temperature, Tensor):
         if not readable(temperature):
             return
@@ -146,23 +136,40 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise ValueError(f"temperature must be positive; got {temperature}")
 
 
-def check_groups(ignore: Tensor, n: int) -> None:
+def check_groups(ignore: Tensor, z: Tensor) -> None:
     """Raise unless ignore holds one group id per item."""
     check_tensor(ignore=ignore)
-    if ignore.shape != (n,) or ignore.is_floating_point():
+    n = z.shape[0]
+    if ignore.shape != (n,) or ignore.is_floating_point() or ignore.is_complex():
         raise ValueError(
             f"ignore must hold one integer group id per item, shape ({n},); "
-            f"got {ignore.dtype} of shape {tuple(ignore.shape)}"
+            f"got {described(ignore)}{to_ids('ignore', ignore)}"
         )
+    check_device("the embeddings", z, "ignore", ignore)
 
 
-def check_weight(weight: Tensor, n: int) -> None:
+def to_ids(name: str, ids: Tensor) -> str:
+    """What to do with ids that are a column, one-hot or floating point."""
+    if ids.ndim == 2:
+        return f": use {name}.squeeze(1)" if ids.shape[1] == 1 else f": use {name}.argmax(1)"
+    return f": use {name}.long()" if ids.ndim == 1 and ids.is_floating_point() else ""
+
+
+def check_weight(weight: Tensor, z: Tensor) -> None:
     """Raise unless weight holds one number per item."""
     check_tensor(weight=weight)
-    if weight.shape != (n,):
+    if weight.shape != z.shape[:1]:
         raise ValueError(
-            f"weight must hold one number per item, shape ({n},); got {tuple(weight.shape)}"
+            f"weight must hold one number per item, shape ({z.shape[0]},); got {described(weight)}"
         )
+    check_real("weight", weight)
+    check_device("the embeddings", z, "weight", weight)
+
+
+def check_real(name: str, x: Tensor) -> None:
+    """Raise TypeError for a complex tensor."""
+    if x.is_complex():
+        raise TypeError(f"{name} must be real; got {described(x)}")
 
 
 def as_number(number: float | Tensor, dtype: torch.dtype) -> float | Tensor:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cosloss.arguments import check_flags
 from cosloss.criteria import Criterion
 from cosloss.distributed import Peers
 from cosloss.distributed import peers as find_peers
@@ -30,13 +31,15 @@ class Options(NamedTuple):
     weight: Tensor | None = None
     gather_distributed: bool = False
 
-    def check(self, items: int) -> None:
-        """Raise unless they are valid for so many items."""
+    def check(self, z: Tensor) -> None:
+        """Raise unless they are valid for these items' embeddings."""
         check_reduction(self.reduction)
+        if not isinstance(self.gather_distributed, bool):
+            check_flags(gather_distributed=self.gather_distributed)
         if self.ignore is not None:
-            check_groups(self.ignore, items)
+            check_groups(self.ignore, z)
         if self.weight is not None:
-            check_weight(self.weight, items)
+            check_weight(self.weight, z)
 
     def peers(self, z: Tensor, **scalars: float | Tensor) -> Peers | None:
         """The processes to gather from, or None where there is only this one.

@@ -6,12 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cosloss.arguments import (
+    TorchArgumentError,
+    check_device,
+    check_number,
+    check_tensor,
+    described,
+)
 from cosloss.functional._checks import (
-    check_eps,
     check_floating,
     check_margin,
+    check_pairs,
+    check_real,
     check_reduction,
-    check_tensor,
     reduce,
 )
 from cosloss.functional.in_batch_cosine import in_batch_cosine_embedding_loss
@@ -43,9 +50,9 @@ def cosine_similarity(
         similarity 0 and gradient 0. A row with a NaN or infinite entry gives NaN, and only it.
 
     Raises:
-        TypeError: an input is not a tensor.
-        RuntimeError: the promoted dtype is not real floating point, the shapes do not broadcast, or
-            eps is negative.
+        TypeError: an input is not a tensor, eps no number or dim no integer.
+        RuntimeError: (a ValueError too) the promoted dtype is not real floating point, the shapes
+            do not broadcast, the inputs are on two devices, or eps is negative or not finite.
         IndexError: dim is out of range.
 
     Example:
@@ -56,6 +63,8 @@ def cosine_similarity(
     Source: torch.nn.functional.cosine_similarity.
     """
     x1, x2 = _promoted(eps, x1=x1, x2=x2)
+    if type(dim) is not int:
+        check_dim(dim)
     if x1.device.type != "cpu":  # on the CPU, torch.autocast leaves this function alone
         x1, x2 = _autocast(x1), _autocast(x2)
     x1, x2 = (_last(x, dim) for x in _broadcast(x1, x2))
@@ -82,8 +91,9 @@ def pairwise_cosine_similarity(
         gradient 0.
 
     Raises:
-        TypeError: an input is not a tensor.
-        RuntimeError: the promoted dtype is not real floating point, or eps is negative.
+        TypeError: an input is not a tensor, or eps no number.
+        RuntimeError: (a ValueError too) the promoted dtype is not real floating point, the inputs
+            are on two devices, or eps is negative or not finite.
         ValueError: an input has fewer than two dimensions, or the shapes do not match.
 
     Example:
@@ -144,8 +154,9 @@ def cosine_embedding_loss(
         max(0, -margin), and has gradient 0.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        RuntimeError: shapes do not match.
+        TypeError: an input is not a real floating-point tensor, target or weight no real tensor,
+            or margin no number.
+        RuntimeError: (a ValueError too) shapes do not match, or tensors are on two devices.
         ValueError: a target is not 1 or -1, margin or reduction is invalid, weight is given without
             a target, or the batch is empty and the reduction "mean". Where raising for a target
             would wait for a device, or is impossible (torch.compile, vmap), the loss of that pair
@@ -162,15 +173,16 @@ def cosine_embedding_loss(
     check_margin(margin)
     if target is None:
         if weight is not None:
-            raise ValueError("weight needs a target: the in-batch form takes none")
+            raise ValueError(
+                "weight needs a target, and the in-batch form takes none; "
+                f"got {described(weight)} without one"
+            )
+        check_pairs(input1=input1, input2=input2)
         return in_batch_cosine_embedding_loss(input1, input2, margin, reduction)
 
     check_floating(input1=input1, input2=input2)
-    check_tensor(target=target, **({} if weight is None else {"weight": weight}))
-    if target.is_complex():
-        raise TypeError(f"target must be real; got {target.dtype}")
     input1, input2 = map(_autocast, _promoted(0.0, input1=input1, input2=input2))
-    input1, input2 = _broadcast(input1, input2)
+    input1, input2 = _broadcast(input1, input2, ("input1", "input2"))
     _check_pairs(input1, reduction, target=target, weight=weight)
     target = target.double()  # in uint8, 255 equals -1
     positive, negative = target == 1, target == -1
@@ -183,27 +195,67 @@ def cosine_embedding_loss(
     return reduce(loss if weight is None else weight * loss, reduction)
 
 
+def check_eps(eps: float) -> None:
+    """Raise unless eps is a number of at least 0.
+
+    Raises:
+        TypeError: it is no number.
+        TorchArgumentError: it is negative or not finite.
+    """
+    try:
+        check_number("eps", eps, 0)
+    except ValueError as error:
+        raise TorchArgumentError(str(error)) from None
+
+
+def check_dim(dim: int) -> None:
+    """Raise TypeError unless dim is an integer."""
+    if isinstance(dim, bool) or not isinstance(dim, int | torch.SymInt):
+        raise TypeError(f"dim must be an integer; got {described(dim)}")
+
+
 def _promoted(eps: float, **tensors: Tensor) -> list[Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
+            check_tensor(**{name: tensor})  # a DTensor is welcome here
     check_eps(eps)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     dtype = reduce_with(torch.promote_types, dtypes)
     if not dtype.is_floating_point:
-        raise RuntimeError(f"expected a common real floating-point dtype; got {dtype}")
+        names = " and ".join(tensors)
+        raise TorchArgumentError(
+            f"{names} must have a common real floating-point dtype; "
+            f"got {' and '.join(str(x.dtype) for x in tensors.values())}"
+        )
+    if len(tensors) == 2:
+        (name1, x1), (name2, x2) = tensors.items()
+        if x1.device != x2.device:
+            check_device(name1, x1, name2, x2)
     return [x if x.dtype == dtype else x.to(dtype) for x in tensors.values()]
 
 
-def _broadcast(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+def _broadcast(
+    x1: Tensor, x2: Tensor, names: tuple[str, str] = ("x1", "x2")
+) -> tuple[Tensor, Tensor]:
     # a view of a view that changes nothing is refused by forward-mode AD under torch.compile
     if x1.shape == x2.shape:
         return x1, x2
+    for have, want in zip(reversed(x1.shape), reversed(x2.shape), strict=False):
+        if have not in (1, want) and want != 1:
+            raise TorchArgumentError(
+                f"the shapes of {names[0]} and {names[1]} must match, or broadcast; "
+                f"got {tuple(x1.shape)} and {tuple(x2.shape)}"
+            )
     x1, x2 = torch.broadcast_tensors(x1, x2)
     return x1, x2
 
 
 def _last(x: Tensor, dim: int) -> Tensor:
+    if not -max(x.ndim, 1) <= dim < max(x.ndim, 1):
+        raise IndexError(
+            f"dim is out of range [{-max(x.ndim, 1)}, {max(x.ndim, 1) - 1}] for x1 and x2 of shape "
+            f"{tuple(x.shape)}; got {dim}"
+        )
     if x.ndim == 0:
         return x.movedim(dim, -1).reshape(1)
     return x if dim in (-1, x.ndim - 1) else x.movedim(dim, -1)
@@ -216,16 +268,23 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _check_pairs(input1: Tensor, reduction: str, **labels: Tensor | None) -> None:
+    if not input1.ndim:
+        raise ValueError("input1 and input2 must have shape (..., D); got two 0-d tensors")
     pairs = input1.shape[:-1]
     for name, label in labels.items():
+        if label is None:
+            continue
+        check_tensor(**{name: label})
+        check_real(name, label)
         # expanding one way only: a (N, 1) target would otherwise make an (N, N) loss
-        if label is not None and not _expands(label.shape, pairs):
-            raise RuntimeError(
+        if not _expands(label.shape, pairs):
+            raise TorchArgumentError(
                 f"{name} must broadcast to the inputs' shape without the last dimension, "
                 f"{tuple(pairs)}; got {tuple(label.shape)}"
             )
+        check_device("input1", input1, name, label)
     if reduction == "mean" and 0 in pairs:
-        raise ValueError("the mean of an empty batch is undefined; got no pairs")
+        raise ValueError("input1 and input2 must have a pair for a mean; got an empty batch")
 
 
 def _expands(shape: torch.Size, to: torch.Size) -> bool:

@@ -47,8 +47,8 @@ def in_batch_cosine_embedding_loss(
         part. A NaN or an infinity makes every loss NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
             the batch is empty, margin, reduction or negative_weight is
             invalid.
 
@@ -63,7 +63,7 @@ def in_batch_cosine_embedding_loss(
     check_margin(margin)
     check_negative_weight(negative_weight)
     check_views(z1, z2)
-    options.check(z1.shape[0])
+    options.check(z1)
     dtype = torch.promote_types(z1.dtype, z2.dtype)
     z1, z2 = z1.to(dtype), z2.to(dtype)
     peers = options.peers(z1)

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.arguments import check_device, check_flags
 from cosloss.criteria import CrossEntropy
 from cosloss.functional._checks import (
     as_number,
-    check_flags,
     check_floating,
     check_pairs,
     check_temperature,
@@ -54,11 +54,10 @@ def info_nce_loss(
         an infinity makes the loss of every row that meets it NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch or `negatives` is empty, `negatives` comes with
-            symmetric, ignore or gather_distributed, temperature is not positive, or reduction is
-            invalid.
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch or `negatives` is empty, `negatives` comes with symmetric, ignore or
+            gather_distributed, temperature is not positive and finite, or reduction is invalid.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)
@@ -71,10 +70,10 @@ def info_nce_loss(
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_pairs(query=query, key=key)
-    check_temperature(temperature)
+    check_temperature(temperature, query)
     check_flags(symmetric=symmetric)
     n = query.shape[0]
-    options.check(n)
+    options.check(query)
     criterion = CrossEntropy(largest_logit(temperature))
     if negatives is not None:
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
@@ -103,6 +102,7 @@ def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tens
             f"negatives must have shape (K, {query.shape[1]}) with K >= 1; "
             f"got {tuple(negatives.shape)}"
         )
+    check_device("query", query, "negatives", negatives)
     if wider or ignore is not None:
         raise ValueError(
             "symmetric, ignore and gather_distributed are about the batch's own keys: "

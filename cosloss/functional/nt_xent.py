@@ -3,8 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.arguments import check_flags
 from cosloss.criteria import CrossEntropy, DecoupledCrossEntropy
-from cosloss.functional._checks import check_flags, check_temperature, check_views
+from cosloss.functional._checks import check_temperature, check_views
 from cosloss.functional._in_batch import Options, largest_logit, loss_of_pairs
 
 
@@ -43,9 +44,9 @@ def nt_xent_loss(
         infinity makes every loss NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch is empty, temperature is not positive, or
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch is empty, temperature is not positive and finite, or
             reduction is invalid.
 
     Example:
@@ -59,9 +60,9 @@ def nt_xent_loss(
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_views(z1, z2)
-    check_temperature(temperature)
+    check_temperature(temperature, z1)
     check_flags(decoupled=decoupled)
-    options.check(z1.shape[0])
+    options.check(z1)
     criterion = DecoupledCrossEntropy if decoupled else CrossEntropy
     return loss_of_pairs(
         z1,

@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.criteria import SigmoidContrast
-from cosloss.functional._checks import check_number, check_temperature, check_views
+from cosloss.functional._checks import check_scalar, check_temperature, check_views
 from cosloss.functional._in_batch import Options, loss_of_pairs
 
 
@@ -43,9 +43,9 @@ def sigmoid_contrastive_loss(
         row that meets it NaN.
 
     Raises:
-        TypeError: an input is not a real floating-point tensor; temperature or bias is no number.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch is empty, temperature is not positive, bias is
+        TypeError: an input is not a real floating-point tensor, or an option of another kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch is empty, temperature is not positive and finite, bias is
             no tensor of one number, or reduction is invalid.
 
     Example:
@@ -59,9 +59,9 @@ def sigmoid_contrastive_loss(
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_views(z1, z2)
-    check_temperature(temperature)
-    check_number(bias=bias)
-    options.check(z1.shape[0])
+    check_temperature(temperature, z1)
+    check_scalar("bias", bias, z1)
+    options.check(z1)
     return loss_of_pairs(
         z1,
         z2,

@@ -4,13 +4,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cosloss.arguments import check_device, check_tensor, described
 from cosloss.criteria import DecoupledCrossEntropy
 from cosloss.functional._checks import (
     as_number,
     check_floating,
     check_rows,
     check_temperature,
-    check_tensor,
+    to_ids,
 )
 from cosloss.functional._in_batch import Options, item_mask, largest_logit, reduced_loss
 from cosloss.modes import differentiates_itself, readable
@@ -54,9 +55,10 @@ def sup_con_loss(
         every loss NaN.
 
     Raises:
-        TypeError: z is not a real floating-point tensor.
-        ValueError: rows have no columns, or shapes do not match,
-            the batch is empty, temperature is not positive, reduction
+        TypeError: z is not a real floating-point tensor, labels no tensor, or an option of another
+            kind.
+        ValueError: rows have no columns, shapes do not match, tensors are on two devices,
+            the batch is empty, temperature is not positive and finite, reduction
             is invalid, or ignore comes with gather_distributed.
 
     Example:
@@ -67,15 +69,10 @@ def sup_con_loss(
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_floating(z=z)
-    check_tensor(labels=labels)
-    if z.ndim != 2 or z.shape[0] == 0 or labels.shape != z.shape[:1]:
-        raise ValueError(
-            "z must have shape (N, D) with N >= 1, and labels shape (N,); "
-            f"got {tuple(z.shape)} and {tuple(labels.shape)}"
-        )
+    _check_labels(z, labels)
     check_rows(z=z)
-    check_temperature(temperature)
-    options.check(z.shape[0])
+    check_temperature(temperature, z)
+    options.check(z)
     if gather_distributed and ignore is not None:
         raise ValueError("gather_distributed takes no ignore in this loss: leave one of them out")
     temperature = as_number(temperature, z.dtype)
@@ -108,12 +105,47 @@ def sup_con_loss(
 def rows_without_positive(labels: Int[Tensor, " n"]) -> Int[Tensor, ""]:
     """How many rows share their label with no other row.
 
+    Args:
+        labels: (N,), the class of each row.
+
+    Returns:
+        The number, a 0-d int64 tensor on the device of labels.
+
+    Raises:
+        TypeError: labels is not a tensor.
+        ValueError: labels is not of shape (N,), or complex.
+
     Example:
         >>> rows_without_positive(torch.tensor([0, 0, 1]))
         tensor(1)
     """
+    check_tensor(labels=labels)
+    if labels.ndim != 1 or labels.is_complex():
+        advice = to_ids("labels", labels)
+        raise ValueError(
+            f"labels must hold a class id per row, shape (N,); got {described(labels)}{advice}"
+        )
     with torch.inference_mode(False), torch.no_grad():
         return (labels.unique(return_counts=True)[1] == 1).sum()
+
+
+def _check_labels(z: Tensor, labels: Tensor) -> None:
+    """Raise unless z is (N, D) with N >= 1, and labels holds an integer for each row."""
+    check_tensor(labels=labels)
+    if z.ndim != 2 or z.shape[0] == 0:
+        several = (
+            ": of views (N, V, D) give z.flatten(0, 1) and labels.repeat_interleave(V)"
+            if z.ndim == 3
+            else ""
+        )
+        raise ValueError(f"z must have shape (N, D) with N >= 1; got {tuple(z.shape)}{several}")
+    if labels.shape != z.shape[:1] or labels.is_complex():
+        raise ValueError(
+            f"labels must hold a class id per row of z, shape ({z.shape[0]},); "
+            f"got {described(labels)}{to_ids('labels', labels)}"
+        )
+    if z.device != labels.device:
+        check_device("z", z, "labels", labels)
 
 
 def _classes(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosloss.arguments import check_callable
 from cosloss.gradient_check.calls import (
     copied_inputs,
     full_precision,
@@ -78,6 +79,7 @@ def compare_gradients(
         A `GradientReport`, true if all is right; `print(report)` shows the table.
 
     Raises:
+        TypeError: fn or twin cannot be called.
         ValueError: none of the inputs is a floating-point tensor; a twin module lacks a parameter.
 
     Example:
@@ -85,6 +87,9 @@ def compare_gradients(
         >>> report = compare_gradients(torch.tanh, lambda x: 1 - 2 / (torch.exp(2 * x) + 1), x)
         >>> assert report, report
     """
+    check_callable("fn", fn)
+    if twin is not None:
+        check_callable("twin", twin)
     # new cotangents each time, and the same in the same program
     cotangents = Cotangents(next(_seeds))
     call, twin_call, nest, wanted = as_calls(fn, twin, inputs, options)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosloss.arguments import check_callable, check_count, check_kind
 from cosloss.gradient_check.calls import full_precision, in_float64, undisturbed
 from cosloss.gradient_check.domain import DomainError
 from cosloss.gradient_check.generators import Draw
@@ -83,12 +84,17 @@ def check_finite_differences(
         A `FiniteDifferenceReport`, true if all is right.
 
     Raises:
-        ValueError: none of the inputs is a floating-point tensor.
+        TypeError: fn cannot be called, how or seed is of another kind.
+        ValueError: seed is negative, or none of the inputs is a floating-point tensor.
 
     Example:
         >>> x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         >>> assert check_finite_differences(torch.tanh, x)
     """
+    check_callable("fn", fn)
+    check_kind("how", how, FiniteDifferences, "a FiniteDifferences(...)")
+    if seed is not None:
+        check_count("seed", seed, 0)
     call, _, nest, wanted = as_calls(fn, None, inputs, options)
     return check_calls(call, nest, wanted, how, next(_seeds) if seed is None else seed)
 

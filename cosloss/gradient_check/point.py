@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
+from cosloss.arguments import check_count, check_flags
 from cosloss.gradient_check.calls import as_real, gradients
 from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.domain import (
@@ -62,6 +63,10 @@ class FiniteDifferences:
             an error would drown in any absolute tolerance.
         forward_ad: compare forward-mode derivatives too.
         second_order: run gradgradcheck too.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: directions is not positive, or slow_entries negative.
     """
 
     directions: int = 4
@@ -69,6 +74,13 @@ class FiniteDifferences:
     unit_rows: bool = True
     forward_ad: bool = False
     second_order: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("directions", self.directions)
+        check_count("slow_entries", self.slow_entries, 0)
+        check_flags(
+            unit_rows=self.unit_rows, forward_ad=self.forward_ad, second_order=self.second_order
+        )
 
 
 DEFAULT = FiniteDifferences()

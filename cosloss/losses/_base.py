@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from cosloss import functional, reference
-from cosloss.functional._checks import check_flags, check_reduction, check_temperature
+from cosloss.arguments import (
+    check_dtype,
+    check_flags,
+    checked_device,
+    described,
+    is_number,
+)
+from cosloss.functional._checks import check_reduction, check_temperature
 from cosloss.modes import PLAIN
 
 
@@ -38,6 +45,15 @@ class Loss(nn.Module):
 
     def _shown(self, name: str) -> str:
         return repr(getattr(self, name))
+
+    def _refuse_inputs(self, first: Any) -> None:
+        """Raise TypeError where the module is built with what it is to be called with."""
+        if isinstance(first, Tensor) and first.numel() > 1:
+            name = type(self).__name__
+            raise TypeError(
+                f"{self.hyperparameters[0]} must be a number; got {described(first)}: "
+                f"{name} is a module, called as {name}()(...)"
+            )
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError(
@@ -95,7 +111,12 @@ class ContrastiveLoss(Loss):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._refuse_inputs(temperature)
         check_reduction(reduction)
+        if device is not None:
+            checked_device("device", device)
+        if dtype is not None:
+            check_dtype("dtype", dtype)
         check_flags(
             learnable_temperature=learnable_temperature,
             gather_distributed=gather_distributed,
@@ -199,15 +220,15 @@ class ContrastiveLoss(Loss):
 
 def checked_number(name: str, value: float) -> float:
     """The finite number that a module holds, from a number or a tensor of one without gradient."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
         if value.requires_grad:
             raise TypeError(
                 f"{name} must be a number: a tensor that learns goes to cosloss.functional, or "
                 "let the module learn its own"
             )
         value = value.item()
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number; got {described(value)}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite; got {value}")
     return float(value)

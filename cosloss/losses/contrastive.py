@@ -6,13 +6,36 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from cosloss import functional, reference
-from cosloss.functional._checks import check_flags
+from cosloss.arguments import check_flags
 from cosloss.losses._base import ContrastiveLoss, Options, checked_number
 from cosloss.modes import differentiates_itself
 
 
 class NTXentLoss(ContrastiveLoss):
     """NT-Xent, SimCLR's loss: see `cosloss.functional.nt_xent_loss`.
+
+    Args:
+        temperature: positive; a number.
+        reduction: "none" gives (2N,), z1's rows first; "mean" and "sum" one number.
+        decoupled: leave the positive out of the sum (DCL).
+        learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
+            by default.
+        gather_distributed: take negatives from all processes of the default group.
+        scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
+        device: of learnt scalars.
+        dtype: of learnt scalars, floating point.
+
+    Shape:
+        z1: (N, D), floating point; rows need not be normalised.
+        z2: (N, D), row i a second view of row i of z1.
+        ignore (optional, by name): (N,), one integer group id per item; items of the same group
+            are not negatives.
+        weight (optional, by name): (N,), multiplies the item's losses before the reduction.
+        Output: one number, or as reduction says; float32 under autocast.
+
+    Raises:
+        TypeError: an argument is of another kind, or an input no floating-point tensor.
+        ValueError: an argument is out of range, or shapes or devices do not match.
 
     Example:
         >>> import torch
@@ -38,6 +61,30 @@ class NTXentLoss(ContrastiveLoss):
 
 class InfoNCELoss(ContrastiveLoss):
     """InfoNCE, the loss of CLIP and MoCo: see `cosloss.functional.info_nce_loss`.
+
+    Args:
+        temperature: positive; a number.
+        reduction: "none" gives (N,); "mean" and "sum" one number.
+        symmetric: average with the loss of finding the query of a key (CLIP).
+        learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
+            by default.
+        gather_distributed: take negatives from all processes of the default group.
+        scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
+        device: of learnt scalars.
+        dtype: of learnt scalars, floating point.
+
+    Shape:
+        query: (N, D), floating point; rows need not be normalised.
+        key: (N, D), row i the positive of query i.
+        negatives (optional): (K, D), every query's negatives, in place of the other keys.
+        ignore (optional, by name): (N,), one integer group id per item; items of the same group
+            are not negatives.
+        weight (optional, by name): (N,), multiplies the item's losses before the reduction.
+        Output: one number, or as reduction says; float32 under autocast.
+
+    Raises:
+        TypeError: an argument is of another kind, or an input no floating-point tensor.
+        ValueError: an argument is out of range, or shapes or devices do not match.
 
     Example:
         >>> import torch
@@ -90,6 +137,29 @@ class SupConLoss(ContrastiveLoss):
     the first, and unchanged by a batch whose labels cannot be read (torch.compile, torch.export,
     torch.func, meta tensors).
 
+    Args:
+        temperature: positive; a number.
+        reduction: "none" gives (N,); "mean" and "sum" one number, over the rows that have a
+            positive.
+        learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
+            by default.
+        gather_distributed: take negatives from all processes of the default group.
+        scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
+        device: of learnt scalars.
+        dtype: of learnt scalars, floating point.
+
+    Shape:
+        z: (N, D), floating point; rows need not be normalised. Views are rows of their own.
+        labels: (N,), the class of each row.
+        ignore (optional, by name): (N,), one integer group id per item; items of the same group
+            are not negatives.
+        weight (optional, by name): (N,), multiplies the item's losses before the reduction.
+        Output: one number, or as reduction says; float32 under autocast.
+
+    Raises:
+        TypeError: an argument is of another kind, or an input no floating-point tensor.
+        ValueError: an argument is out of range, or shapes or devices do not match.
+
     Example:
         >>> import torch
         >>> loss = SupConLoss(temperature=1.0)
@@ -129,6 +199,30 @@ class SigmoidContrastiveLoss(ContrastiveLoss):
     """SigLIP's pairwise sigmoid loss: see `cosloss.functional.sigmoid_contrastive_loss`.
 
     Temperature and bias are learnable from the paper's initial values, unless told otherwise.
+
+    Args:
+        temperature: positive; a number.
+        bias: a number.
+        reduction: "none" gives (N,); "mean" and "sum" one number.
+        learnable_bias: learn the bias.
+        learnable_temperature: learn the temperature's logarithm, `log_temperature`; True by
+            default.
+        gather_distributed: take negatives from all processes of the default group.
+        scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
+        device: of learnt scalars.
+        dtype: of learnt scalars, floating point.
+
+    Shape:
+        z1: (N, D), floating point; rows need not be normalised.
+        z2: (N, D), row i the other view of row i of z1.
+        ignore (optional, by name): (N,), one integer group id per item; items of the same group
+            are not negatives.
+        weight (optional, by name): (N,), multiplies the item's losses before the reduction.
+        Output: one number, or as reduction says; float32 under autocast.
+
+    Raises:
+        TypeError: an argument is of another kind, or an input no floating-point tensor.
+        ValueError: an argument is out of range, or shapes or devices do not match.
 
     Example:
         >>> import torch

@@ -6,18 +6,32 @@ from typing import Any
 from torch import Tensor
 
 from cosloss import functional, reference
+from cosloss.arguments import check_flags
 from cosloss.functional._checks import (
-    check_eps,
-    check_flags,
     check_margin,
     check_negative_weight,
+    check_pairs,
     check_reduction,
 )
+from cosloss.functional.cosine import check_dim, check_eps
 from cosloss.losses._base import Loss
 
 
 class CosineSimilarity(Loss):
     """Cosine similarity along `dim`: see `cosloss.functional.cosine_similarity`.
+
+    Args:
+        dim: dimension of the broadcast shape along which the vectors lie.
+        eps: each norm is clamped to at least eps >= 0.
+
+    Shape:
+        x1, x2: floating point, of shapes that broadcast; an integer one is promoted.
+        Output: the broadcast shape without `dim`, in the promoted dtype.
+
+    Raises:
+        TypeError: dim is no integer, eps no number, or an input no tensor.
+        RuntimeError: (a ValueError too) eps is negative, or shapes, dtypes or devices do not fit.
+        IndexError: dim is out of range.
 
     Example:
         >>> import torch
@@ -30,8 +44,8 @@ class CosineSimilarity(Loss):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"dim must be an integer; got {dim!r}")
+        self._refuse_inputs(dim)
+        check_dim(dim)
         check_eps(eps)
         self.dim = dim
         self.eps = eps
@@ -46,6 +60,24 @@ class CosineEmbeddingLoss(Loss):
     `loss(input1, input2, target)` is torch's. `loss(z1, z2)` is the in-batch form of contrastive
     training, see `cosloss.functional.in_batch_cosine_embedding_loss`: `negative_weight` is of that
     form alone, and with `gather_distributed` its negatives come from all processes.
+
+    Args:
+        margin: similarity up to which a negative costs nothing, in [-1, 1].
+        reduction: "none" gives a loss per pair, or (2N,) in-batch; "mean" and "sum" one number.
+        negative_weight: of the in-batch form's negatives; positive.
+        gather_distributed: take the in-batch form's negatives from all processes.
+
+    Shape:
+        input1: (N, D), floating point; with a target also (D,) or (..., D).
+        input2: the same; with a target a shape that broadcasts with input1's.
+        target (optional): 1 or -1 for each pair, (N,), or what broadcasts to that.
+        weight (optional, with a target): (N,), multiplies each pair's loss.
+        Output: one number, or as reduction says.
+
+    Raises:
+        TypeError: an argument is of another kind, or an input no floating-point tensor.
+        ValueError: an argument is out of range, a target is not 1 or -1, or shapes or devices do
+            not match.
 
     Example:
         >>> import torch
@@ -66,6 +98,7 @@ class CosineEmbeddingLoss(Loss):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
+        self._refuse_inputs(margin)
         check_margin(margin)
         check_reduction(reduction)
         check_negative_weight(negative_weight)
@@ -83,6 +116,7 @@ class CosineEmbeddingLoss(Loss):
         weight: Tensor | None = None,
     ) -> Tensor:
         if target is None and weight is None:
+            check_pairs(input1=input1, input2=input2)
             return functional.in_batch_cosine_embedding_loss(
                 input1,
                 input2,

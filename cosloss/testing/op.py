@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cosloss.arguments import check_callable, check_dtype, check_kind, usable_device
+
 # Our op rounds in another order than its twin does: twice its error, and a few last digits.
 BUDGET_FACTOR = 2.0
 BUDGET_FLOOR = 4.0  # in units of the dtype's eps
@@ -56,6 +58,14 @@ class Sample:
     inputs: Mapping[str, Tensor]
     keywords: Mapping[str, Any] = field(default_factory=dict)
     layout: Callable[[Tensor], Tensor] = _same
+
+    def __post_init__(self) -> None:
+        check_kind("name", self.name, str, "a string")
+        check_kind("inputs", self.inputs, Mapping, "a dict of tensors by parameter name")
+        for x in self.inputs.values():
+            check_kind("inputs", x, Tensor, "a dict of tensors by parameter name")
+        check_kind("keywords", self.keywords, Mapping, "a dict of arguments by name")
+        check_callable("layout", self.layout, "a function of a tensor")
 
     def tensors(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Tensor]:
         """Fresh leaves that require a gradient, in the order of `inputs`."""
@@ -99,6 +109,13 @@ class Op:
     hard: Callable[[torch.dtype], Iterable[Sample]]
     peer: Callable[..., Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        check_kind("name", self.name, str, "a string")
+        for name in ("function", "twin", "generic", "hard"):
+            check_callable(name, getattr(self, name), "a function")
+        if self.peer is not None:
+            check_callable("peer", self.peer, "a function")
+
     def budget(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Errors:
         """The errors that `function` is allowed in this dtype."""
         measured = [errors(self.twin, self.twin, s, dtype, device) for s in self.generic()]
@@ -116,7 +133,24 @@ def errors(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> Errors:
-    """How far `function` in `dtype` is from `twin` in float64, at the same rounded inputs."""
+    """How far `function` in `dtype` is from `twin` in float64, at the same rounded inputs.
+
+    Args:
+        function: takes the sample's inputs and keywords by name.
+        twin: the same.
+        sample: the call.
+        dtype: the floating-point dtype under test.
+        device: where both run.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: this machine has no such device.
+    """
+    check_callable("function", function, "a function")
+    check_callable("twin", twin, "a function")
+    check_kind("sample", sample, Sample, "a Sample(...)")
+    check_dtype("dtype", dtype)
+    usable_device("device", device)
     tensors = sample.tensors(dtype, device)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     value, value64 = sample.bind(function)(*tensors), sample.bind(twin)(*exact)

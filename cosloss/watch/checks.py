@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cosloss.arguments import check_count, check_flags, check_kind
 from cosloss.gradient_check.calls import Gradients, undisturbed
 from cosloss.gradient_check.cotangents import Cotangents
 from cosloss.gradient_check.discrepancy import compare_calls
@@ -91,6 +92,10 @@ class Differences:
         how: which checks, and how many.
         rows: so many rows of a batch are looked at; None for all.
         surrogate: the twin's gradient in place of finite differences.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: rows is not positive.
     """
 
     prefix = "gradcheck"
@@ -101,6 +106,9 @@ class Differences:
         rows: int | None = 8,
         surrogate: bool = False,
     ) -> None:
+        check_kind("how", how, FiniteDifferences, "a FiniteDifferences(...)")
+        check_count("rows", rows, none="all")
+        check_flags(surrogate=surrogate)
         self.how = how
         self.rows = rows
         self.surrogate = surrogate

@@ -12,6 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from cosloss.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flags,
+    check_kind,
+    described,
+)
 from cosloss.gradient_check.module import PureLoss
 from cosloss.replay import save_failure
 from cosloss.watch.checks import Check, Discrepancy, judge
@@ -20,7 +28,15 @@ from cosloss.watch.finding import Finding, GradientError, worst
 from cosloss.watch.hooks import hook_calls
 from cosloss.watch.parts import wrong_part
 from cosloss.watch.recording import Recording
-from cosloss.watch.targets import CUSTOM, Found, Target, find_losses, turns
+from cosloss.watch.targets import (
+    CUSTOM,
+    Found,
+    Target,
+    check_target,
+    check_twin,
+    find_losses,
+    turns,
+)
 
 ON_FAILURE = ("warn", "raise", "stop")
 CALLS_PER_STEP = 4
@@ -72,6 +88,7 @@ class GradientWatch:
         checks_skipped: how many could not be made.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: an argument is out of range, or nothing is found.
 
     Example:
@@ -94,10 +111,21 @@ class GradientWatch:
         log: Callable[[str, float, int], None] | None = None,
         directory: str | Path | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1; got {every}")
-        if on_failure not in ON_FAILURE:
-            raise ValueError(f"on_failure must be one of {ON_FAILURE}; got {on_failure!r}")
+        check_kind("module", module, nn.Module, "the model, a torch.nn.Module")
+        check_target(target)
+        check_count("every", every)
+        check_choice("on_failure", on_failure, ON_FAILURE)
+        check_twin(twin)
+        if check is not None and not (hasattr(check, "check") and hasattr(check, "prefix")):
+            raise TypeError(f"check must be Discrepancy() or a like judge; got {described(check)}")
+        if isinstance(check, type):
+            raise TypeError(
+                f"check must be a judge; got {described(check)}: use {check.__name__}()"
+            )
+        if log is not None:
+            check_callable("log", log, "a function of a tag, a value and a step")
+        if directory is not None:
+            check_kind("directory", directory, (str, Path), "the path of a folder")
         self.every = every
         self.on_failure = on_failure
         self.check: Check = check or Discrepancy()
@@ -140,6 +168,7 @@ class GradientWatch:
 
     def start(self, due: bool = False) -> None:
         """Begin a step; `due` checks whatever the count says."""
+        check_flags(due=due)
         self._drop()
         self._due = due or self._due or self.steps_seen % self.every == 0
         if self._due and self._losses:

@@ -13,6 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cosloss.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flags,
+    check_kind,
+    check_number,
+)
 from cosloss.watch.directions import top_level
 from cosloss.watch.finding import Finding, GradientError, NotCheckedError
 from cosloss.watch.gradient_watch import ON_FAILURE, judging
@@ -43,6 +51,7 @@ class StepCheck:
         checks_skipped: how many could not be made.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: an argument is out of range.
 
     Example:
@@ -67,12 +76,12 @@ class StepCheck:
         directions: int | None = 1,
         log: Callable[[str, float, int], None] | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1; got {every}")
-        if on_failure not in ON_FAILURE:
-            raise ValueError(f"on_failure must be one of {ON_FAILURE}; got {on_failure!r}")
-        if directions is not None and directions < 0:
-            raise ValueError(f"directions must be at least 0, or None for all; got {directions}")
+        check_kind("module", module, nn.Module, "what the step trains, a torch.nn.Module")
+        check_count("every", every)
+        check_choice("on_failure", on_failure, ON_FAILURE)
+        check_count("directions", directions, 0, none="all")
+        if log is not None:
+            check_callable("log", log, "a function of a tag, a value and a step")
         self.module = module
         self.every = every
         self.on_failure = on_failure
@@ -94,6 +103,9 @@ class StepCheck:
             compute: returns the step's loss, or a dict with one; gradients are cleared before.
             again: what is called in its place later, if not the same.
         """
+        check_callable("compute", compute, "a function that returns the step's loss")
+        if again is not None:
+            check_callable("again", again, "a function that returns the step's loss")
         self.finding = self._step = None
         if self.due():
             self._step = Step(self.module, again or compute, self.trained)
@@ -121,6 +133,8 @@ class StepCheck:
             averaged: whether all processes have the same gradient by now; False while gradients
                 are accumulated without synchronisation.
         """
+        check_number("scale", scale, 0, above=True)
+        check_flags(averaged=averaged)
         step, self._step = self._step, None
         if step is None:
             return

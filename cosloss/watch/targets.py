@@ -7,10 +7,33 @@ from typing import Any
 
 from torch import nn
 
+from cosloss.arguments import check_callable, check_kind, described
+
 CUSTOM = "custom"  # every module that runs an autograd Function written in Python
 ATTRIBUTES = ("loss", "loss_fn", "criterion")
 One = str | nn.Module | type[nn.Module]
 Target = One | Sequence[One] | Mapping[str, One] | None
+
+
+def check_target(target: Any) -> None:
+    """Raise TypeError unless this is a target."""
+    if target is None or isinstance(target, (str, nn.Module)):
+        return
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return
+    text = "a path, a module, a class of modules, or a list or dict of these"
+    check_kind("target", target, (Sequence, Mapping), text)
+    for one in target.values() if isinstance(target, Mapping) else target:
+        if one is None:
+            check_kind("an entry of target", one, (str, nn.Module), text)
+        check_target(one)
+
+
+def check_twin(twin: Any) -> None:
+    """Raise TypeError unless this is a function, a dict of functions by name, or None."""
+    for one in twin.values() if isinstance(twin, Mapping) else [twin]:
+        if one is not None:
+            check_callable("twin", one, "a function, or a dict of functions by the loss's name")
 
 
 class Found:
@@ -18,15 +41,24 @@ class Found:
 
     def __init__(self, owner: nn.Module, path: str) -> None:
         *parents, self.attribute = path.split(".")
-        for parent in parents:
-            owner = getattr(owner, parent)
+        model = type(owner).__name__
+        try:
+            for parent in parents:
+                owner = getattr(owner, parent)
+            loss = getattr(owner, self.attribute)
+        except AttributeError as error:
+            raise ValueError(
+                f"target must be a path in the {model}; got {path!r}, which leads nowhere: {error}"
+            ) from None
         self.owner = owner
-        loss = getattr(owner, self.attribute)
         self.replaced = not isinstance(loss, nn.Module)
         self.module = loss
         if self.replaced:
             if not callable(loss):
-                raise ValueError(f"{path} is a {type(loss).__name__}, not a module or a function")
+                raise ValueError(
+                    f"target must be a module or a function; got {path!r}, which is "
+                    f"{described(loss)}"
+                )
             # a function takes no hooks: a module that calls it stands in its place meanwhile
             self.own = vars(owner).get(self.attribute)
             self.module = nn.Module()
@@ -50,8 +82,7 @@ def find_losses(model: nn.Module, target: Target) -> dict[str, tuple[nn.Module, 
             `criterion`.
 
     Raises:
-        ValueError: nothing is found, or what is found cannot be called.
-        AttributeError: a path leads nowhere.
+        ValueError: nothing is found, a path leads nowhere, or what is found cannot be called.
     """
     if target is None:
         for name in ATTRIBUTES:
