@@ -1,4 +1,4 @@
-"""A Markdown extension: formulas between dollars become MathML, which browsers draw by themselves."""
+"""A Markdown extension: formulas between dollars become MathML, which browsers draw unaided."""
 
 import re
 

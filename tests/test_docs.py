@@ -195,7 +195,7 @@ def test_train_commands_run(command, train, request, tmp_path):
         words[words.index("data.root=DIR")] = f"data.root={request.getfixturevalue('pictures')}"
         words += PICTURES
         if "data.train_per_class=500" in words:  # of which there are 20
-            words += ["data.train_per_class=4", "data.eval_per_class=2"]
+            words += ["data.train_per_class=4", "data.eval_per_class=1"]
     else:
         words += DIGITS
     if "ckpt_path=last" in words:
