@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -259,8 +258,10 @@ def test_benchmarks_and_studies_take_their_arguments(command, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
     monkeypatch.setattr(sys, "argv", [module, *words])
+    package = importlib.util.find_spec(module).submodule_search_locations is not None
+    program = importlib.import_module(f"{module}.__main__" if package else module)
     with pytest.raises(SystemExit):
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        program.main()
     assert len(parsed) == 1
 
 
