@@ -1,4 +1,1 @@
-"""How an op is computed, one folder per backend; each has the same functions in the same order.
-
-`dispatch` chooses between the backends.
-"""
+"""How an op is computed: a folder per backend, and `dispatch`, which chooses between them."""
