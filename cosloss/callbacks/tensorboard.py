@@ -129,7 +129,7 @@ def _error_curves(title: str, points: list[Point]) -> Any:
     figure = _blank_figure()
     if figure is None:
         return None
-    axes = figure.add_axes((0.14, 0.18, 0.83, 0.52))
+    axes = figure.add_axes((0.2, 0.2, 0.76, 0.5))
     numbers = [x for p in points for x in (p.analytic, p.autograd, p.budget)]
     drawable = [x for x in numbers if math.isfinite(x) and x > 0] or [1.0]
     lowest, highest = min(drawable) / 3, max(drawable) * 3
@@ -177,7 +177,7 @@ def _row_errors(name: str, logarithm: Tensor, x: Tensor, partner: Tensor | None)
         flat, other = x.flatten(1), partner.flatten(1)
         similarity = torch.nn.functional.cosine_similarity(flat, other)
         panels["cosine similarity with\nthe row of the other input"] = similarity
-    figure.subplots_adjust(0.14, 0.24, 0.97, 0.96)
+    figure.subplots_adjust(0.17, 0.25, 0.96, 0.96)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (label, values) in zip(all_axes, panels.items(), strict=True):
         axes.plot(values.cpu().numpy(), logarithm.numpy(), ".", markersize=3, color=ANALYTIC)

@@ -111,7 +111,6 @@ def test_a_figure_says_which_line_is_which(errors):
     right = errors[0] < 1e-6
     points = [Point(0, 1e-8, 1e-8, 1e-6, True), Point(50, *errors, 1e-6, right)]
     figure = tensorboard._error_curves("gradient of loss on z1", points)
-    figure.canvas.draw()
     words = [text.get_text() for text in figure.texts]
     verdict = "2 checks, all right" if right else "2 checks, 1 WRONG, first at step 50"
     assert words == ["gradient of loss on z1", verdict]
@@ -125,6 +124,21 @@ def test_a_figure_says_which_line_is_which(errors):
         assert all(low < y < high for y in line.get_ydata())
     allowed, _, analytic = axes.lines[:3]
     assert (analytic.get_ydata()[1] < allowed.get_ydata()[1]) == right
+
+
+def is_whole(figure):
+    box = figure.get_tightbbox()  # in inches
+    return box.x0 >= 0 and box.y0 >= 0 and all(box.max <= figure.get_size_inches())
+
+
+@pytest.mark.parametrize("worst", [2e-7, 1e-30, 3e8])
+def test_nothing_of_a_figure_is_cut_off(worst):
+    points = [Point(step, worst, 1e-7, 1e-6, worst < 1e-6) for step in range(0, 100_000, 20_000)]
+    assert is_whole(tensorboard._error_curves("gradient of criterion on embedding1", points))
+    rows, partner = torch.randn(2, 64, 16)
+    logarithm = torch.linspace(-7.4, -6, 64)
+    assert is_whole(tensorboard._row_errors("embedding1", logarithm, rows, partner))
+    assert is_whole(tensorboard._row_errors("embedding1", logarithm, rows, None))
 
 
 def test_many_inputs_have_few_figures_and_the_wrong_one_is_among_them():

@@ -17,7 +17,7 @@ OVERVIEW = {
 the encoder's features. It should rise; training does not see the classes.""",
     ),
     "representation/effective_rank": (
-        "Overview/rank of embeddings (1: collapsed)",
+        "Overview/rank (1: collapsed)",
         """The effective rank: how many directions the embeddings of a batch spread over, from 1,
 collapsed, to their number of dimensions. It falls at first, as training finds out what the images
 have in common, and should level off well above 1.""",
