@@ -153,6 +153,7 @@ def _error_curves(title: str, points: list[Point]) -> Any:
     axes.set_yscale("log")
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:.0e}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(lowest / 1.5, highest * 1.5)
     _label(axes, "training step", "relative error")
     figure.legend(

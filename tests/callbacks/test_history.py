@@ -131,6 +131,12 @@ def is_whole(figure):
     return box.x0 >= 0 and box.y0 >= 0 and all(box.max <= figure.get_size_inches())
 
 
+def test_steps_are_whole_numbers():
+    points = [Point(step, 1e-8, 1e-7, 1e-6, True) for step in range(21)]
+    (axes,) = tensorboard._error_curves("gradient of loss on z1", points).axes
+    assert all(step == round(step) for step in axes.get_xticks())
+
+
 @pytest.mark.parametrize("worst", [2e-7, 1e-30, 3e8])
 def test_nothing_of_a_figure_is_cut_off(worst):
     points = [Point(step, worst, 1e-7, 1e-6, worst < 1e-6) for step in range(0, 100_000, 20_000)]
