@@ -26,6 +26,7 @@ from experiments.simclr.evaluation.overview import OverviewLogger
 from experiments.simclr.program.command_line import USER_ERRORS, command, one_line_errors
 from experiments.simclr.program.config_types import check_types, expand_home
 from experiments.simclr.program.interruption import interruptible
+from experiments.simclr.program.jobs import this_job
 from experiments.simclr.program.processes import leave_process_group
 from experiments.simclr.program.quiet import silence_routine_messages
 from experiments.simclr.program.resuming import changed_settings, check_resumes, describe
@@ -39,7 +40,7 @@ CONFIGS = str(Path(__file__).parent / "configs")
 def main(config: DictConfig) -> float:
     """Returns the last val/score, for a sweep that looks for the best."""
     run = RunDirectory(HydraConfig.get().runtime.output_dir)
-    results = Results(run.results, config)
+    results = Results(run.results, config, this_job())
     writer = run.claimed() if rank_zero_only.rank == 0 else nullcontext()
     # a launcher may call this in a process of its own
     with one_line_errors(run), interruptible(), writer:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -84,6 +85,27 @@ def test_the_jobs_of_a_sweep_go_on_where_one_fails(train, tmp_path):
     again = train(*SMOKE, f"hydra.run.dir={failure.parent}", "trainer.max_epochs=0")
     assert again.status == 0, again.err
     assert not failure.exists(), "it would be listed once more"
+
+
+def test_a_sweep_ends_with_a_table_of_its_jobs(train, tmp_path):
+    checked = "experiment=simclr_smoke", "trainer.max_epochs=1", "~callbacks.pictures"
+    run = train("-m", *checked, "loss.margin=0,7,0.5", f"hydra.sweep.dir={tmp_path}/s")
+    lines = run.out.splitlines()
+    header = next(i for i, line in enumerate(lines) if "settings" in line)
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[header:]]
+    jobs = [row for row in rows[1:] if len(row) == 6]
+    assert [row[:2] for row in jobs] == [
+        ["0", "loss.margin=0"],
+        ["1", "loss.margin=7"],
+        ["2", "loss.margin=0.5"],
+    ]
+    assert jobs[1][2:] == ["failed", "", "", ""]
+    for number in (0, 2):
+        results = json.loads((tmp_path / f"s/{number}/results.json").read_text())
+        assert jobs[number][2] == f"{100 * results['test/knn']:.1f} %"
+        assert jobs[number][3] == f"{100 * results['test/linear']:.1f} %"
+        assert jobs[number][4] == f"all {results['gradient_checks/run']} passed"
+    assert lines[-1] == f"look at them: tensorboard --logdir {tmp_path}/s"
 
 
 def test_a_fault_in_a_job_keeps_its_traceback_and_the_others_go_on(train, tmp_path, monkeypatch):

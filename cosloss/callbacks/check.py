@@ -8,6 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from cosloss.arguments import check_choice, check_count
 from cosloss.callbacks import record
+from cosloss.callbacks.history import History
 from cosloss.callbacks.packages import Callback, LightningModule, Trainer
 from cosloss.watch.checks import Check
 from cosloss.watch.finding import Finding
@@ -26,6 +27,7 @@ class LossCheck(Callback):
     """
 
     prefix: str
+    title: str  # of what is shown of a loss, whose name is put in
 
     def __init__(
         self, every_n_batches: int, on_failure: str, target: Target, rows: int | None, twin: Twin
@@ -42,15 +44,28 @@ class LossCheck(Callback):
         self.twin = twin
         self.batches_seen = self.checks_run = self.checks_failed = self.checks_skipped = 0
         self.watch: GradientWatch | None = None
+        self.histories: dict[str, History] = {}
+        self._last: dict[str, tuple[int, str]] = {}  # the last check's step and table, by loss
+        self._unshown: set[str] = set()
 
     def judge(self) -> Check:
         """The judge of recorded calls."""
         raise NotImplementedError
 
     def log_details(
-        self, writer: Any, name: str, finding: Finding, call: Recording, step: int
+        self,
+        writer: Any,
+        name: str,
+        finding: Finding,
+        call: Recording,
+        step: int,
+        figures: bool,
     ) -> None:
-        """Write more than scalars to a TensorBoard writer."""
+        """Write more than scalars to a TensorBoard writer, now and then with figures."""
+
+    def show_history(self, writer: Any, name: str, step: int) -> None:
+        """Show what the checks of a loss have found so far, to a TensorBoard writer."""
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"watch": None}  # a copied model takes us along: idle
@@ -74,6 +89,7 @@ class LossCheck(Callback):
         for name in COUNTS:
             setattr(self.watch, name, getattr(self, name))
         self.watch.reports.append(partial(self._log, trainer))
+        self._unshown.clear()
         self._before_fit = sum(getattr(self, name) for name in COUNTS)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -112,12 +128,20 @@ class LossCheck(Callback):
         if self.watch is not None:
             self.watch.warn_if_nothing_was_checked(self._before_fit)
             rank_zero_info(self.watch.summary())
+        for writer in record.tensorboard_writers(trainer.loggers):
+            for name in self._unshown:
+                self._show(writer, name)
 
-    def state_dict(self) -> dict[str, int]:
-        return {n: getattr(self, n) for n in ("batches_seen", *COUNTS)}
+    def state_dict(self) -> dict[str, Any]:
+        histories = {name: history.state() for name, history in self.histories.items()}
+        counts = {n: getattr(self, n) for n in ("batches_seen", *COUNTS)}
+        return {**counts, "histories": histories}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        for name, value in state_dict.items():
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        counts = dict(state_dict)
+        histories = counts.pop("histories", {})
+        self.histories = {name: History.from_state(state) for name, state in histories.items()}
+        for name, value in counts.items():
             setattr(self, name, value)
             if self.watch is not None:
                 setattr(self.watch, name, value)
@@ -130,17 +154,45 @@ class LossCheck(Callback):
         finding: Finding,
         call: Recording,
     ) -> None:
-        if trainer.is_global_zero:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step Lightning logs at
-            details = partial(self.log_details, name=name, finding=finding, call=call, step=step)
-            tag = f"{self.prefix}/{name}"
-            record.log(trainer.loggers, tag, scalars, finding, step, details)
+        if not trainer.is_global_zero:
+            return
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step Lightning logs at
+        history = self.histories.setdefault(name, History())
+        history.add(finding, step)
+        self._last[name] = step, finding.table or finding.reason
+        self._unshown.add(name)
+        shown = history.is_worth_drawing(finding)
+
+        def details(writer: Any) -> None:
+            self.log_details(writer, name, finding, call, step, shown)
+            if shown:
+                self._show(writer, name)
+
+        record.log(trainer.loggers, f"{self.prefix}/{name}", scalars, finding, step, details)
+        if shown:
+            self._unshown.discard(name)
+
+    def _show(self, writer: Any, name: str) -> None:
+        step, table = self._last[name]
+        title = f"Overview/{self.title.format(name)}"
+        writer.add_text(title, f"**{self.histories[name]}**\n\n{table}", step)
+        self.show_history(writer, name, step)
+
+    def _show_failure_elsewhere(self, trainer: Trainer) -> None:
+        for name in self._last:
+            history = self.histories[name]
+            if not history.wrong_elsewhere:
+                history.wrong_elsewhere = True
+                for writer in record.tensorboard_writers(trainer.loggers):
+                    self._show(writer, name)
 
     def _share_verdict(self, trainer: Trainer, failures: list[str]) -> None:
         """Act on a failure of any process, on all of them."""
         watch = self.watch
         if not trainer.strategy.reduce_boolean_decision(bool(failures), all=False) or not watch:
             return
+        if not failures:
+            self._show_failure_elsewhere(trainer)
         watch.act(failures or [f"{self.prefix}: a gradient check failed on another process"])
         if watch.should_stop and not trainer.should_stop:
             directory = watch.directory or Path()

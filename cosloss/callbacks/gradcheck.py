@@ -7,9 +7,7 @@ from cosloss.callbacks import tensorboard
 from cosloss.callbacks.check import LossCheck
 from cosloss.gradient_check.point import FiniteDifferences
 from cosloss.watch.checks import Differences
-from cosloss.watch.finding import Finding
 from cosloss.watch.gradient_watch import Twin
-from cosloss.watch.recording import Recording
 from cosloss.watch.targets import Target
 
 
@@ -23,7 +21,8 @@ class GradcheckCallback(LossCheck):
 
     Logs `gradcheck/<loss>/{passed,max_abs_error,max_rel_error,degenerate,run,failed,skipped,
     verdict,seconds}`, where <loss> is the path of the attribute, and for each failure a text and a
-    file to reproduce it from.
+    file to reproduce it from. On TensorBoard also the verdict in words
+    and a page of custom scalars.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.
@@ -53,6 +52,7 @@ class GradcheckCallback(LossCheck):
     """
 
     prefix = "gradcheck"
+    title = "gradient of {} by finite differences"
 
     def __init__(
         self,
@@ -71,15 +71,10 @@ class GradcheckCallback(LossCheck):
         super().__init__(every_n_batches, on_failure, target, rows, twin)
         check_flags(surrogate=surrogate)
         self.surrogate = surrogate
-        self._charted: list[str] = []
         self.how = FiniteDifferences(directions, slow_entries, unit_rows, forward_ad, second_order)
 
     def judge(self) -> Differences:
         return Differences(self.how, self.rows, self.surrogate)
 
-    def log_details(
-        self, writer: Any, name: str, finding: Finding, call: Recording, step: int
-    ) -> None:
-        if name not in self._charted:
-            self._charted.append(name)
-            tensorboard.add_layout(writer, tensorboard.gradcheck_charts(self._charted))
+    def show_history(self, writer: Any, name: str, step: int) -> None:
+        tensorboard.add_layout(writer, self.prefix, tensorboard.gradcheck_charts(self.histories))

@@ -19,10 +19,11 @@ class GradientDiscrepancyCallback(LossCheck):
 
     Logs, for each input (and `value`, the loss itself; parameters of the loss are `self.<name>`),
     `gradient_discrepancy/<loss>/<input>/{error_over_budget,relative,max_abs,cosine_distance,
-    analytic_vs_float64,autograd_vs_float64,ulp_p50,ulp_p99}`, and
+    analytic_vs_float64,autograd_vs_float64,budget,ulp_p50,ulp_p99}`, and
     `gradient_discrepancy/<loss>/{run,failed,skipped,verdict,seconds}`. On TensorBoard also a
-    histogram of each row's error, now and then a figure of it, a page of custom scalars, and for
-    each failure a text and a file to reproduce it from.
+    histogram of each row's error; for each failure a text and a file to reproduce it from; and, at
+    the 1st, 2nd, 4th, 8th ... check and at the end, the verdict in words, a page of custom scalars,
+    and figures: both gradients' errors beside the budget, and the rows' errors.
 
     Args:
         every_n_batches: how often; the first and the last batch are always checked.
@@ -44,6 +45,7 @@ class GradientDiscrepancyCallback(LossCheck):
     """
 
     prefix = "gradient_discrepancy"
+    title = "gradient of {}"
 
     def __init__(
         self,
@@ -54,27 +56,24 @@ class GradientDiscrepancyCallback(LossCheck):
         twin: Twin = None,
     ) -> None:
         super().__init__(every_n_batches, on_failure, target, rows, twin)
-        self._charted: dict[str, list[str]] = {}
 
     def judge(self) -> Discrepancy:
         return Discrepancy()
 
     def log_details(
-        self, writer: Any, name: str, finding: Finding, call: Recording, step: int
+        self,
+        writer: Any,
+        name: str,
+        finding: Finding,
+        call: Recording,
+        step: int,
+        figures: bool,
     ) -> None:
-        inputs = list(finding.report.inputs) if finding.report else self._charted.get(name, [])
-        if self._charted.get(name) != inputs:
-            self._charted[name] = inputs
-            tensorboard.add_layout(writer, tensorboard.discrepancy_charts(self._charted))
-        if finding.report is None:
-            return
-        # a figure takes as long as the check: at the 1st, 2nd, 4th, 8th ... check, and failures
-        power_of_two = self.checks_run & (self.checks_run - 1) == 0
-        tensorboard.add_row_errors(
-            writer,
-            f"{self.prefix}/{name}",
-            finding.report,
-            call.inputs,
-            step,
-            figure=power_of_two or finding.verdict == "wrong",
-        )
+        if finding.report is not None:
+            tag = f"{self.prefix}/{name}"
+            tensorboard.add_row_errors(writer, tag, finding.report, call.inputs, step, figures)
+
+    def show_history(self, writer: Any, name: str, step: int) -> None:
+        charts = tensorboard.discrepancy_charts(self.histories)
+        tensorboard.add_layout(writer, self.prefix, charts)
+        tensorboard.add_error_curves(writer, name, self.histories[name], step)

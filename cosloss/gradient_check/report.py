@@ -16,6 +16,7 @@ TAGS = (
     "cosine_distance",
     "analytic_vs_float64",
     "autograd_vs_float64",
+    "budget",
     "ulp_p50",
     "ulp_p99",
 )

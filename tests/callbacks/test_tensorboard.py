@@ -23,6 +23,7 @@ NUMBERS = (
     "cosine_distance",
     "analytic_vs_float64",
     "autograd_vs_float64",
+    "budget",
     "ulp_p50",
     "ulp_p99",
 )
@@ -118,22 +119,54 @@ def test_figures_of_the_rows_errors(ask):
 
 def test_the_page_of_custom_scalars_shows_verdicts_budgets_and_whose_errors(ask):
     categories = {c["title"]: c["chart"] for c in ask("custom_scalars/layout")["category"]}
-    assert set(categories) == {"gradient of loss", "gradient of loss by finite differences"}
+    said = "3 checks, 1 WRONG, first at step 40"
+    assert set(categories) == {
+        f"gradient of loss: {said}",
+        f"gradient of loss by finite differences: {said}",
+    }
     charts = {
-        (title, chart["title"]): chart["multiline"]["tag"]
+        (title.partition(":")[0], chart["title"]): chart["multiline"]["tag"]
         for title, found in categories.items()
         for chart in found
     }
     assert all(len(tags) == 1 for tags in charts.values()), "lines of one colour"
-    for category, tag in (("loss", TAG), ("loss by finite differences", "gradcheck")):
-        shown = charts[f"gradient of {category}", "verdicts: 1 right, 0 not checked, -1 wrong"]
-        assert shown == [f"{tag}/loss/verdict"]
-        points = ask("scalars/scalars", run=".", tag=shown[0])
-        assert [value for _, _, value in points] == [1, 1, -1]
-    for name in ("z1", "z2"):
-        (tag,) = charts["gradient of loss", f"{name}: error over budget (below 1 is right)"]
+
+    def values(category, title):
+        (tag,) = charts[category, title]
         (points,) = ask("custom_scalars/scalars", run=".", tag=tag)["tag_to_events"].values()
-        assert [p[2] < 1 for p in points] == [True, True, name == "z2"]
-        assert ("gradient of loss", f"{name}: error of the twin's gradient") in charts
-    failed = ask("scalars/scalars", run=".", tag=f"{TAG}/loss/failed")
-    assert [value for _, _, value in failed] == [0, 0, 1]
+        return [value for _, _, value in points]
+
+    for category in ("gradient of loss", "gradient of loss by finite differences"):
+        assert values(category, "verdict: 1 right, -1 wrong, 0 not checked") == [1, 1, -1]
+        assert values(category, "checks failed so far") == [0, 0, 1]
+    for name in ("z1", "z2"):
+        shown = values("gradient of loss", f"{name}: error over budget (wrong above 1)")
+        assert [error < 1 for error in shown] == [True, True, name == "z2"]
+        titles = "training's gradient (analytic)", "its twin's gradient (autograd)"
+        analytic, autograd = (
+            values("gradient of loss", f"{name}: error of {title}") for title in titles
+        )
+        budget = values("gradient of loss", f"{name}: error that is allowed (budget)")
+        assert [a < b for a, b in zip(analytic, budget, strict=True)] == [x < 1 for x in shown]
+        assert all(a < b for a, b in zip(autograd, budget, strict=True))
+
+
+def test_the_verdict_is_in_words_with_the_last_checks_table(ask):
+    for title in ("gradient of loss", "gradient of loss by finite differences"):
+        events = ask("text/text", run=".", tag=f"Overview/{title}/text_summary")
+        assert [event["step"] for event in events] == [0, 20, 40]
+        assert "<strong>1 check, right</strong>" in events[0]["text"]
+        assert "<strong>3 checks, 1 WRONG, first at step 40</strong>" in events[-1]["text"]
+        assert "<table>" in events[-1]["text"]
+
+
+def test_the_first_page_begins_with_a_figure_per_input(ask):
+    (tags,) = ask("images/tags").values()
+    first = {tag for tag in tags if tag.startswith("Overview/")}
+    assert first == {f"Overview/gradient of loss on {name}" for name in ("z1", "z2")}
+    images = ask("images/images", run=".", sample=0, tag="Overview/gradient of loss on z1")
+    assert [image["step"] for image in images] == [0, 20, 40]
+    for image in images:
+        png = ask("images/individualImage", **dict(urllib.parse.parse_qsl(image["query"])))
+        # TensorBoard shows such pictures as they are
+        assert [int.from_bytes(png[i : i + 4]) for i in (16, 20)] == [350, 215]

@@ -1,10 +1,13 @@
 """Speed, learning rate and the time that is left, by a clock that the test sets."""
 
+import io
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress as RichProgress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.simclr.callbacks import progress
@@ -98,9 +101,44 @@ def test_the_bars_figures_are_fetched_twice_a_second_at_most(clock):
         clock.now += 0.1
         found = bar.get_metrics(trainer, None)
     assert 3 <= trainer.fetched <= 4
-    assert found["train/loss"] == "0.0001235"
+    assert found["train/loss"] == "0.000123"
     assert "v_num" not in found
     assert "left" in found
+
+
+@pytest.mark.parametrize("width", [100, 60])
+def test_the_bar_takes_two_lines(width):
+    bar = Progress()
+    trainer = trainer_of(max_epochs=20)
+    bar._trainer = trainer
+    console = Console(file=io.StringIO(), width=width)
+    bar.progress = RichProgress(*bar.configure_columns(trainer), console=console)
+
+    def lines():
+        console.file = io.StringIO()
+        console.print(bar.progress.get_renderable())
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+    figures = {"train/loss": "0.540", "val/knn": "0.771", "lr": "0.00103", "images/s": "1843"}
+    bar._figures = figures | {"left": "0:01:02"}
+    training = bar.train_progress_bar_id = bar.progress.add_task(
+        bar._get_train_description(2), total=39, completed=24
+    )
+    first, second = lines()
+    assert first.startswith("Epoch 3/20 ━")
+    assert first.endswith("24/39 0:01:02 left")
+    assert second == "train/loss 0.540  val/knn 0.771  lr 0.00103  images/s 1843"
+    bar._figures["GiB"] = "12.3" * 30
+    assert len(lines()) == 2
+    validation = bar.progress.add_task("Validation", total=10, completed=3)
+    first, second = lines()
+    assert first.startswith("Epoch 3/20 ━")
+    assert second.startswith("Validation ━")
+    assert second.endswith("3/10")
+    bar.progress.update(validation, visible=False)
+    bar.progress.update(training, completed=39)
+    assert "39/39" in lines()[0]
+    assert lines()[1].startswith("train/loss 0.540")
 
 
 def scalars(path, tag):

@@ -6,7 +6,10 @@ from datetime import timedelta
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.progress import ProgressColumn, Task
+from rich.table import Table
+from rich.text import Text
 
 SHORT = {
     "train/learning_rate": "lr",
@@ -61,9 +64,10 @@ class TrainingFigures(L.Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar, with the time that the whole run has left; into a file, lines instead.
+    """Lightning's bar on two lines, with the time that the whole run has left; into a file, lines.
 
-    Figures are fetched at most twice a second, since a GPU has to be waited for.
+    The second line has the figures, or the validation while it lasts. Figures are fetched at most
+    twice a second, since a GPU has to be waited for.
 
     Args:
         refresh_rate: of the bar, in batches.
@@ -95,13 +99,36 @@ class Progress(RichProgressBar):
         self._fetched = 0.0
         self._print(trainer, pl_module)
 
+    def configure_columns(self, trainer) -> list:
+        return [TwoLines(self, super().configure_columns(trainer))]
+
+    def figures_line(self) -> str:
+        """The figures as they were last fetched, without the time that is left."""
+        return "  ".join(f"{n} {value}" for n, value in self._figures.items() if n != "left")
+
+    @property
+    def left(self) -> str:
+        """The time that is left, as it was last fetched."""
+        return self._figures.get("left", "")
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}{self._epochs()}"
+
+    def _update_metrics(self, trainer, pl_module) -> None:
+        # in place of Lightning's, which gives its own column the figures
+        if self.is_enabled:
+            self.get_metrics(trainer, pl_module)
+
+    def _epochs(self) -> str:
+        epochs = self.trainer.max_epochs
+        return "" if epochs in (None, -1) else f"/{epochs}"
+
     def _print(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._lines:
             return
         self._printed = time.monotonic()
-        epochs = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        words = [f"epoch {trainer.current_epoch + 1}{epochs}"]
+        words = [f"epoch {trainer.current_epoch + 1}{self._epochs()}"]
         words += [f"batch {batches}/{trainer.num_training_batches}"]
         words += [f"{name} {value}" for name, value in self.get_metrics(trainer, module).items()]
         print(", ".join(words), flush=True)
@@ -117,10 +144,9 @@ class Progress(RichProgressBar):
         if time.monotonic() - self._fetched > 0.5:
             self._figures = super().get_metrics(trainer, pl_module)
             self._figures.pop("v_num", None)
-            # the bar rounds numbers to three decimals
             for name, value in self._figures.items():
                 if isinstance(value, float):
-                    self._figures[name] = f"{value:.4g}"
+                    self._figures[name] = three_digits(value)
             left = self.time_left(trainer)
             if left is not None:
                 self._figures["left"] = str(left)
@@ -135,3 +161,39 @@ class Progress(RichProgressBar):
         pace = (time.monotonic() - self._began) / (done - self._batches_before)
         batches = trainer.max_epochs * trainer.num_training_batches
         return timedelta(seconds=round(pace * max(0, batches - done)))
+
+
+class TwoLines(ProgressColumn):
+    """A task's bar; below that of training the figures, unless another task has its bar there.
+
+    Args:
+        bar: whose figures are shown.
+        columns: Lightning's: description, bar, batches, and others that are left out.
+    """
+
+    def __init__(self, bar: Progress, columns: list) -> None:
+        super().__init__()
+        self.bar = bar
+        self.columns = columns[:3]
+
+    def render(self, task: Task) -> RenderableType:
+        line = Table.grid(expand=True, padding=(0, 1))
+        for ratio in (None, 1, None, None):
+            line.add_column(ratio=ratio, no_wrap=True)
+        trains = task.id == self.bar.train_progress_bar_id
+        left = f"{self.bar.left} left" if trains and self.bar.left else ""
+        line.add_row(*(column(task) for column in self.columns), left)
+        alone = sum(other.visible for other in self.bar.progress.tasks) == 1
+        if not (trains and alone):
+            return line
+        return Group(line, Text(self.bar.figures_line(), no_wrap=True, overflow="ellipsis"))
+
+
+def three_digits(value: float) -> str:
+    """A number of three digits, or a whole one.
+
+    Example:
+        >>> [three_digits(x) for x in (0.54, 0.00103456, 2.642e-05, 123.4, 1843.2)]
+        ['0.540', '0.00103', '2.64e-05', '123', '1843']
+    """
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:#.3g}".rstrip(".")

@@ -61,7 +61,7 @@ class TensorBoardPictures(L.Callback):
         embedding_images: at most so many test images in the embedding projector.
     """
 
-    def __init__(self, pairs: int = 12, embedding_images: int = 1000) -> None:
+    def __init__(self, pairs: int = 6, embedding_images: int = 1000) -> None:
         self.pairs = pairs
         self.embedding_images = embedding_images
         self._trained = False
@@ -89,7 +89,7 @@ class TensorBoardPictures(L.Callback):
     def _show_run(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if (writer := writer_of(trainer)) is None:
             return
-        add_layout(writer, LAYOUT)
+        add_layout(writer, "run", LAYOUT)
         text = yaml.safe_dump(dict(module.hparams), sort_keys=False)
         writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
         images = trainer.datamodule.train_images
@@ -116,7 +116,7 @@ class TensorBoardPictures(L.Callback):
         # not trainer.log_dir: it asks every process, and only one is here
         folder = Path(writer.log_dir) / "pictures"
         folder.mkdir(exist_ok=True)
-        figure.savefig(folder / f"{tag.rpartition('/')[2]}.png")
+        figure.savefig(folder / f"{tag.rpartition('/')[2]}.png", dpi=3 * figure.dpi)
         writer.add_figure(tag, figure, trainer.global_step)
 
 

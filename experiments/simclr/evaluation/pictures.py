@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
+# TensorBoard scales, by repeating and leaving out pixels, what is not 350 of them wide
+WIDTH, DPI, LETTERS = 3.5, 100, 8
 SAME, OTHER, PLAIN = (0, 114, 178), (213, 94, 0), (255, 255, 255)  # told apart by the colour-blind
 
 
@@ -24,7 +26,7 @@ def view_figure(images: Tensor, view1: Tensor, view2: Tensor) -> Figure:
     low, high = (views.flatten().kthvalue(_rank(views, share)).values for share in (0.005, 0.995))
     shown = (255 * (views - low) / (high - low)).clamp(0, 255).to(torch.uint8)
     figure, axes, _ = _tiles(torch.cat([images.cpu()[None], shown]))
-    axes.set_yticks(axes.get_yticks(), ["image", "view 1", "view 2"])
+    axes.set_yticks(axes.get_yticks(), ["image", "view 1", "view 2"], fontsize=LETTERS)
     return figure
 
 
@@ -47,20 +49,20 @@ def neighbour_figure(
         frames = [[PLAIN, *(SAME if is_same else OTHER for is_same in row)] for row in same]
     figure, axes, columns = _tiles(torch.cat([queries[:, None], neighbours], dim=1).cpu(), frames)
     if names is not None:
-        axes.set_yticks(axes.get_yticks(), _plain(names))
-    axes.set_xticks(columns, ["test image", *map(str, range(1, len(columns)))])
+        axes.set_yticks(axes.get_yticks(), _plain(names), fontsize=LETTERS)
+    axes.set_xticks(columns, ["test", *map(str, range(1, len(columns)))], fontsize=LETTERS)
     axes.xaxis.tick_top()
-    title = "nearest training images"
+    title = "test images, nearest training images"
     if same is not None:
-        title += ": blue of the same class, orange of another"
-    axes.set_title(title, fontsize="medium")
+        title += "\nblue: of the same class, orange: of another"
+    figure.suptitle(title, fontsize=LETTERS)
     return figure
 
 
 def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) -> Figure:
     """The linear probe's classes against the true ones, as shares of each true class."""
-    size = min(max(5.0, 0.45 * len(names) + 1.5), 16.0)
-    figure = Figure(figsize=(size, size), dpi=120, layout="constrained")
+    size = min(max(WIDTH, 0.22 * len(names) + 0.8), 16.0)  # of many classes, to be enlarged
+    figure = Figure(figsize=(size, size), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     longest = max(map(len, names))
     display = ConfusionMatrixDisplay.from_predictions(
@@ -71,7 +73,7 @@ def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) ->
         normalize="true",
         values_format=".0%",
         include_values=len(names) <= 20,
-        text_kw={"fontsize": "small"},
+        text_kw={"fontsize": LETTERS - 2},
         xticks_rotation="horizontal" if longest <= 3 else "vertical",
         cmap="Blues",
         im_kw={"vmin": 0, "vmax": 1},
@@ -81,7 +83,10 @@ def confusion_figure(labels: Tensor, predicted: Tensor, names: Sequence[str]) ->
     if display.text_ is not None:
         for text, share in zip(display.text_.flat, display.confusion_matrix.flat, strict=True):
             text.set(color="white" if share > 0.5 else "black", visible=share >= 0.005)
-    axes.set_title("linear probe on the test part, share of each true class", fontsize="medium")
+    axes.tick_params(labelsize=LETTERS, length=2)
+    axes.xaxis.label.set_size(LETTERS)
+    axes.yaxis.label.set_size(LETTERS)
+    figure.suptitle("linear probe on the test part\nshare of each true class", fontsize=LETTERS)
     return figure
 
 
@@ -105,7 +110,8 @@ def _tiles(
             if frames is not None:
                 tile[:] = torch.tensor(frames[i][j], dtype=torch.uint8)
             tile[frame:-frame, frame:-frame] = images[i, j].permute(1, 2, 0)
-    figure = Figure(figsize=(0.8 * columns + 1, 0.8 * rows + 0.6), dpi=120, layout="constrained")
+    inches = (WIDTH - 0.5) / columns
+    figure = Figure(figsize=(WIDTH, inches * rows + 0.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.imshow(canvas.numpy(), interpolation="nearest")
     axes.spines[:].set_visible(False)

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.simclr.evaluation.frozen import Evaluation
@@ -65,19 +66,49 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
         table.add_row(title, percent(results[name], results.get("not_measured", "")))
     if "gradient_checks/run" in results:
         table.add_row("gradient checks", _checks(results))
-    minutes, seconds = divmod(round(results["wall_seconds"]), 60)
-    table.add_row("wall time", f"{minutes} min {seconds:02d} s")
+    table.add_row("wall time", _wall_time(results))
     Console().print(table)
     # plain prints: a path must stay on one line to be copied
     for name, path in files.items():
         print(f"{name + ':':<12} {path if path.exists() else 'none was written'}")
     print(f"look at it:  tensorboard --logdir {logs}")
+    if "gradient_checks/run" in results:
+        print(f"{'':<12} TIME SERIES: training, gradients; CUSTOM SCALARS: a chart per number")
+
+
+def show_jobs(jobs: Sequence[Mapping], logs: Path) -> None:
+    """Print a table of a sweep's jobs, told apart by the overrides that not all of them have.
+
+    Args:
+        jobs: each job's results and, if it failed, why.
+        logs: the sweep's directory.
+    """
+    if not jobs:
+        return
+    common = set.intersection(*(set(job["overrides"]) for job in jobs))
+    table = Table()
+    for column in ("job", "settings", "k-NN", "linear probe", "gradient checks", "wall time"):
+        table.add_column(column)
+    for job in jobs:
+        settings = " ".join(word for word in job["overrides"] if word not in common)
+        cells = ["failed"]
+        if "why" not in job:
+            scores = [percent(job[name]) for name in ("test/knn", "test/linear")]
+            cells = [*scores, _checks(job), _wall_time(job)]
+        table.add_row(*map(escape, (str(job["job"]), settings, *cells)))
+    Console().print(table)
+    print(f"look at them: tensorboard --logdir {logs}")
 
 
 def percent(accuracy: float | None, why: str = "") -> str:
     if accuracy is None or math.isnan(accuracy):
         return f"not measured: {why}" if why else "not measured"
     return f"{100 * accuracy:.1f} %"
+
+
+def _wall_time(results: Mapping) -> str:
+    minutes, seconds = divmod(round(results["wall_seconds"]), 60)
+    return f"{minutes} min {seconds:02d} s"
 
 
 def _checks(results: Mapping) -> str:

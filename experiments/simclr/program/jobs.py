@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
+from experiments.simclr.evaluation import report
 from experiments.simclr.program.run_directory import RunDirectory
 
 PLAIN = re.compile(r"[\w./-]+", re.ASCII)
@@ -85,29 +86,48 @@ def fail_job(run: RunDirectory, message: str) -> JobFailed:
     The message stays in the job's directory, where the sweep's summary finds it whatever
     process, or machine, the job ran on.
     """
-    hydra = HydraConfig.get()
-    job = {"number": hydra.job.num, "name": job_name(), "why": message}
+    job = {**this_job(), "name": job_name(), "why": message}
     run.path.mkdir(exist_ok=True)  # an empty one has been taken away
     run.failure.write_text(json.dumps(job, indent=2) + "\n")
     return JobFailed(message)
 
 
+def this_job() -> dict:
+    """The job's number in its sweep and its overrides, for its results; empty without a sweep."""
+    if not in_a_sweep():
+        return {}
+    hydra = HydraConfig.get()
+    return {"job": hydra.job.num, "overrides": list(hydra.overrides.task)}
+
+
 def leave_if_jobs_failed() -> None:
-    """Name on stderr the jobs of the sweep that failed; leave with status 1 if there are any.
+    """Show the table of the sweep's jobs; name on stderr those that failed, and leave with 1.
 
     The sweep is over then: what else this process does has no part in it.
     """
     sweep, Directories.sweep = Directories.sweep, None
     if sweep is None:
         return
-    files = sweep.glob(f"*/{RunDirectory.FAILURE}")
-    failures = [json.loads(path.read_text()) for path in files]
+    if rank_zero_only.rank == 0:
+        report.show_jobs(_jobs(sweep, RunDirectory.RESULTS, RunDirectory.FAILURE), sweep)
+    failures = _jobs(sweep, RunDirectory.FAILURE)
     if not failures:
         return
     print(f"\n{len(failures)} of the jobs failed, in {sweep}:", file=sys.stderr)
-    for job in sorted(failures, key=lambda job: job["number"]):
+    for job in failures:
         print(f"  {job['name']}: {job['why']}", file=sys.stderr)
     raise SystemExit(1)
+
+
+def _jobs(sweep: Path, *names: str) -> list[dict]:
+    """What the sweep's jobs have left in files of these names, one dict a job, in their order."""
+    jobs: dict[int, dict] = {}
+    for name in names:
+        for path in sweep.glob(f"*/{name}"):
+            job = json.loads(path.read_text())
+            if "job" in job:  # a run of its own may lie there
+                jobs[job["job"]] = jobs.get(job["job"], {}) | job
+    return [jobs[number] for number in sorted(jobs)]
 
 
 def job_name() -> str:

@@ -16,13 +16,14 @@ from experiments.simclr.program.errors import UserError
 class RunDirectory:
     """`path/checkpoints/{last,best}.ckpt`, `config.yaml`, `results.json`, TensorBoard's files."""
 
+    RESULTS = "results.json"
     FAILURE = "failed.json"
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
-        self.results = self.path / "results.json"
+        self.results = self.path / self.RESULTS
         self.failure = self.path / self.FAILURE
 
     @contextmanager
