@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-import cosloss
-from cosloss import functional
+from cosloss import functional, losses
 from tests.surroundings.calls import CALLS, IN_BATCH, arguments, error
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit's own deprecation
-MODULES = [getattr(cosloss, name) for name in cosloss.__all__ if name[0].isupper()]
+MODULES = [getattr(losses, name) for name in losses.__all__]
 
 
 @pytest.mark.parametrize("module", MODULES)
