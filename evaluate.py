@@ -5,6 +5,11 @@ trainer=, their keys, model.knn_k= and seed= may say otherwise. results.json, th
 TensorBoard's files go to out, by default the folder `evaluation` in the run's directory.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from experiments.simclr.program.interruption import end_at_signals
+
+    end_at_signals()
+
 import sys
 import time
 from pathlib import Path

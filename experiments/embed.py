@@ -16,6 +16,11 @@ pair is listed; shown=300, images and pairs on the page; map=pca or umap (extra:
 umap where it is installed; table=csv or parquet; and data=, data.KEY=.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from experiments.simclr.program.interruption import end_at_signals
+
+    end_at_signals()
+
 import csv
 import shutil
 import sys
@@ -40,7 +45,7 @@ from experiments.simclr.evaluation.neighbourhood import (
     near_duplicates,
     nearest_others,
 )
-from experiments.simclr.program.command_line import USER_ERRORS, one_line_errors
+from experiments.simclr.program.command_line import USER_ERRORS, command, one_line_errors
 from experiments.simclr.program.errors import UserError
 from experiments.simclr.program.quiet import silence_routine_messages
 from experiments.simclr.program.saved_run import SavedRun, load_run
@@ -238,4 +243,5 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with command():
+        main(sys.argv[1:])

@@ -6,6 +6,11 @@ alone; with format=onnx (extra: onnx) encoder.onnx, the same for ONNX Runtime; a
 model card. What was written is loaded back and compared.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from experiments.simclr.program.interruption import end_at_signals
+
+    end_at_signals()
+
 import shutil
 import sys
 import warnings
@@ -17,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from experiments.simclr.evaluation import model_card
-from experiments.simclr.program.command_line import USER_ERRORS, one_line_errors
+from experiments.simclr.program.command_line import USER_ERRORS, command, one_line_errors
 from experiments.simclr.program.errors import UserError
 from experiments.simclr.program.quiet import silence_routine_messages
 from experiments.simclr.program.saved_run import SavedRun, load_run
@@ -127,4 +132,5 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with command():
+        main(sys.argv[1:])

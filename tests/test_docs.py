@@ -53,6 +53,7 @@ NOT_RUN = {
     "pytest": "runs this",
     ".ci/run": "runs pytest",
     "pre-commit install": "changes the checkout",
+    "python -m cosloss": "test_packaging.py runs it",
     "python -m zensical serve": "goes on until it is stopped; the site is built below",
 }
 

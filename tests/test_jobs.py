@@ -108,6 +108,22 @@ def test_a_sweep_ends_with_a_table_of_its_jobs(train, tmp_path):
     assert lines[-1] == f"look at them: tensorboard --logdir {tmp_path}/s"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "first"),
+    [("loss=nt_xent,nt_xnt", "loss=nt_xnt"), ("model.knn=5,7", "model.knn=5")],
+)
+def test_a_job_that_cannot_be_composed_is_named_before_any_is_run(train, tmp_path, wrong, first):
+    """Hydra composes all jobs of a sweep before the first."""
+    run = train("-m", *SMOKE, "seed=1", wrong, f"hydra.sweep.dir={tmp_path}/s")
+    assert run.status == 2
+    (line,) = run.err.strip().splitlines()
+    assert line.startswith("error: no job was run, since one cannot be: experiment=simclr_smoke ")
+    assert " seed=1 " in line
+    assert f" {first} " in line
+    assert "Could not" in line
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_a_fault_in_a_job_keeps_its_traceback_and_the_others_go_on(train, tmp_path, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("a fault")

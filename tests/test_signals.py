@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.simclr.callbacks.progress import TrainingFigures
 from experiments.simclr.module import SimCLR
 from experiments.simclr.program.interruption import (
     SIGNALS,
@@ -17,6 +18,7 @@ from experiments.simclr.program.interruption import (
     interruptible,
     interruption,
 )
+from tests.checkpoints import assert_same_bits, weights
 
 ROOT = Path(__file__).parents[1]
 NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
@@ -91,13 +93,85 @@ def test_before_there_is_anything_to_save(train, tmp_path, at, owner, name):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_in_a_validation_it_waits_for_the_epochs_end(train, tmp_path, at):
-    at(SimCLR, "validation_step", signal.SIGINT, call=2)
+@pytest.fixture
+def batches(monkeypatch):
+    """The step of each batch of training and validation, in the order in which they ran."""
+    ran = []
+
+    def note(name):
+        step = getattr(SimCLR, name)
+
+        def noted(self, batch, batch_idx):
+            ran.append((name, self.trainer.current_epoch, batch_idx))
+            return step(self, batch, batch_idx)
+
+        monkeypatch.setattr(SimCLR, name, noted)
+
+    note("training_step")
+    note("validation_step")
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "call", "left"),
+    [
+        ((), "on_validation_start", 1, 1),
+        ((), "validation_step", 2, 2),
+        ((), "training_step", 4, 0),  # the last of its epoch, which is still to be validated
+        (("+trainer.val_check_interval=0.5",), "validation_step", 1, 1),
+        (("+trainer.val_check_interval=0.5",), "validation_step", 4, 2),
+    ],
+)
+def test_a_validation_is_left_after_a_batch_and_begun_anew(
+    train, tmp_path, at, monkeypatch, batches, settings, place, call, left
+):
+    small = "data.num_images=128", "data.batch_size=16", *settings  # two batches validate
+    whole = train(*SMOKE, *small, f"hydra.run.dir={tmp_path}/whole")
+    assert whole.status == 0, whole.err
+    expected = batches.copy()
+    batches.clear()
+    with monkeypatch.context():
+        at(SimCLR, place, signal.SIGINT, call=call)
+        run = train(*SMOKE, *small, f"hydra.run.dir={tmp_path}/run")
+    assert run.status == 128 + signal.SIGINT, run.err
+    first = batches.copy()
+    assert [name for name, *_ in first[len(first) - left :]] == ["validation_step"] * left
+    batches.clear()
+    again = train(*shlex.split(run.out.strip().splitlines()[-1])[2:])
+    assert again.status == 0, again.err
+    assert first[: len(first) - left] + batches == expected
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_signal_among_accumulated_batches_waits_for_the_optimizers_step(
+    train, tmp_path, at, monkeypatch, batches
+):
+    three = "trainer.accumulate_grad_batches=3", "data.batch_size=16"
+    assert train(*SMOKE, *three, f"hydra.run.dir={tmp_path}/whole").status == 0
+    expected = batches.copy()
+    batches.clear()
+    with monkeypatch.context():
+        at(SimCLR, "training_step", signal.SIGTERM, call=2)
+        run = train(*SMOKE, *three, f"hydra.run.dir={tmp_path}/run")
+    check(run, signal.SIGTERM, tmp_path / "run", 1)
+    assert len(batches) == 3
+    assert train(*shlex.split(run.out.strip().splitlines()[-1])[2:]).status == 0
+    assert batches == expected
+    assert_same_bits(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_after_the_last_epochs_end_it_is_not_forgotten(train, tmp_path, at):
+    at(TrainingFigures, "on_train_end", signal.SIGTERM)
     run = train(*SMOKE, f"hydra.run.dir={tmp_path}/run")
-    check(run, signal.SIGINT, tmp_path / "run", 4)
-    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]
-    assert epochs["processed"] == epochs["ready"] == 1
+    check(run, signal.SIGTERM, tmp_path / "run", 8)
+
+
+def test_while_the_sanity_of_the_validation_is_checked(train, tmp_path, at):
+    at(SimCLR, "validation_step", signal.SIGUSR1)
+    run = train(*SMOKE, "trainer.num_sanity_val_steps=1", f"hydra.run.dir={tmp_path}/run")
+    assert run.status == 128 + signal.SIGUSR1
+    assert run.out.strip().splitlines()[-1].startswith("SIGUSR1: ended before")
+    assert "Traceback" not in run.err
 
 
 def test_after_training_the_command_goes_on_with_the_evaluation(train, tmp_path, at, monkeypatch):

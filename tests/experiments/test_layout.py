@@ -204,3 +204,17 @@ def test_any_name_that_a_disk_allows_is_a_class(layout, name):
 def test_ordinary_names_say_no_part():
     for name in ("trained", "traintracks", "validated", "tester", "devil", "evaluations", "tests"):
         assert part_of(name) is None
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_named_as_an_image_is_left_out(tmp_path, linked):
+    for name in ("a/1.png", "b/1.png"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True)
+        (tmp_path / "root" / name).touch()
+    place = tmp_path / "elsewhere" if linked else tmp_path / "root/a/pipe.png"
+    os.mkfifo(place)
+    if linked:
+        (tmp_path / "root/a/pipe.png").symlink_to(place)
+    found = read_layout(tmp_path / "root")
+    assert [image.path.name for image in found.images()] == ["1.png", "1.png"]
+    assert found.notes == ["left out a/pipe.png: no regular file"]

@@ -18,8 +18,10 @@ def take_signals_over(trainer: L.Trainer) -> None:
 class CheckpointOnSignal(Checkpoint):
     """While training, let a signal wait for the step's end; then save `path`, raise Interrupted.
 
-    During a validation it waits for the epoch's end. Lightning puts a Checkpoint behind the other
-    callbacks, and this one must be the last: its checkpoint holds what the others did in this step.
+    A step ends with the optimizer's, at the last of the batches that it accumulates. A validation
+    is left after the batch that is running, and a resumed run begins it anew. Lightning puts a
+    Checkpoint behind the other callbacks, and this one must be the last: its checkpoint holds what
+    the others did in this step.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -29,13 +31,39 @@ class CheckpointOnSignal(Checkpoint):
         interruption.awaited = True
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        # a checkpoint holds no gradient; from one before a validation it would not be made up for
+        if not loop._should_accumulate() and not validates:
+            self._save_if_asked(trainer)
+
+    def on_validation_start(self, trainer, module) -> None:
+        self._save_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0
+    ) -> None:
         self._save_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer, module) -> None:
         self._save_if_asked(trainer)
 
+    def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
+        if trainer.validating:
+            loops = checkpoint["loops"]["fit_loop"]
+            # in its first batch: from there Lightning begins a validation anew
+            first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = loops["epoch_loop.val_loop.batch_progress"]
+            loops["epoch_loop.val_loop.batch_progress"] = progress | {
+                "total": first,
+                "current": dict(first),
+                "is_last_batch": False,
+            }
+
     def on_train_end(self, trainer, module) -> None:
         interruption.awaited = False
+        if interruption.received is not None:  # after the last epoch's end
+            raise Interrupted(interruption.received)
 
     def on_exception(self, trainer, module, exception) -> None:
         interruption.awaited = False

@@ -1,7 +1,6 @@
 """Anybody's own images, in a folder."""
 
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -98,7 +97,8 @@ class ImageFolder(ImageData):
         layout = self._layout()
         parts = zip(self._split(layout), self.per_class, strict=True)
         files = [part if n is None else _drawn(part, n) for part, n in parts]
-        _say("\n".join(_understood(layout, files, self.root)))
+        if rank_zero_only.rank == 0:
+            print(*_understood(layout, files, self.root), sep="\n")
         if self.workers:
             train = _in_random_order(files[0])
             self.train_files = train
@@ -116,7 +116,7 @@ class ImageFolder(ImageData):
         files = _files(layout.images())
         classes = "no labels" if layout.classes is None else f"{len(layout.classes)} classes"
         lines = [f"{len(files):,} images of {printable(str(self.root))}: {classes}"]
-        _say("\n".join(lines + [f"  {note}" for note in layout.notes]))
+        print(*lines, *(f"  {note}" for note in layout.notes), sep="\n")
         self.streamed: list[Path] = []
         for index in torch.arange(len(files)).split(rows):
             chunk = files[index]
@@ -244,12 +244,6 @@ def _understood(layout: Layout, parts: list[Files], root: Path) -> list[str]:
         classes = "" if names is None else f": {_counts(names, files.labels)}"
         lines.append(f"  {name:<6}{len(files):>9,} image{plural}{drawn}{classes}")
     return lines + [f"  {note}" for note in layout.notes]
-
-
-def _say(text: str) -> None:
-    if rank_zero_only.rank == 0:
-        encoding = sys.stdout.encoding or "utf-8"  # not every terminal's has every class's name
-        print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _counts(names: list[str], labels: Tensor) -> str:

@@ -166,7 +166,9 @@ class _Reader:
         elif entry.is_symlink():
             self.links.append((folder, entry))
         elif not entry.is_dir():
-            if _is_image(path):
+            if _is_image(path) and not entry.is_file():  # whoever opens a pipe waits for a writer
+                self._leave_out(path, "no regular file")
+            elif _is_image(path):
                 folder.images.append(path)
             else:
                 self.no_images[printable(path.suffix.lower()) or "without an ending"] += 1
@@ -192,6 +194,8 @@ class _Reader:
             self._leave_out(path, "a link that leads nowhere")
         elif not _is_image(path):
             self.no_images[printable(path.suffix.lower()) or "without an ending"] += 1
+        elif not path.is_file():
+            self._leave_out(path, "no regular file")
         elif real in self.linked_files or self._is_read(Path(real)):
             self._leave_out(path, "a link to an image that is read already")
         else:

@@ -12,6 +12,7 @@ import hydra
 import lightning
 import torch
 from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.sweeper import Sweeper
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
@@ -80,7 +81,7 @@ def one_line_errors(
         if isinstance(error, expected) or _refused_by_a_library(error):
             if "debug=true" in sys.argv:
                 raise
-            line = in_one_line(error)
+            line = _job_before_any(error) + in_one_line(error)
             _leave(run, f"error: {line}", line, 2)
         if run is None:
             leave_if_jobs_failed()  # a search in which all did has no best one, and trips over it
@@ -106,6 +107,15 @@ def in_one_line(error: BaseException) -> str:
         key, _, value = error.override.partition("=")
         line += f"; quote it for Hydra and for the shell: {shlex.quote(f'{key}={quoted(value)}')}"
     return line
+
+
+def _job_before_any(error: Exception) -> str:
+    """Which job it is whose configuration cannot be composed: Hydra tries all before the first."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is Sweeper.validate_batch_is_legal.__code__:
+            overrides = " ".join(frame.f_locals["overrides"])
+            return f"no job was run, since one cannot be: {overrides}: "
+    return ""
 
 
 def _refused_by_a_library(error: Exception) -> bool:
