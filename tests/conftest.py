@@ -9,11 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
+
+SMOKE = "experiment=simclr_smoke"
 
 if not torch.cuda.is_available():
     # read when triton is imported: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs):
+    """Processes share the cores: threads that wait for work leave them to others."""
+    threads = max(2, os.cpu_count() // len(specs))  # two, so that what they divide is tested
+    settings = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": threads}
+    for name, value in settings.items():
+        os.environ.setdefault(name, str(value))
 
 
 @dataclass
@@ -55,13 +67,18 @@ def train(monkeypatch, in_process, tmp_path):
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> Path:
     """The directory of a finished run of experiment=simclr_smoke, to be read only."""
-    directory = tmp_path_factory.mktemp("smoke") / "run"
-    subprocess.run(
-        [sys.executable, "train.py", "experiment=simclr_smoke", f"hydra.run.dir={directory}"],
-        cwd=Path(__file__).parents[1],
-        check=True,
-        capture_output=True,
-    )
+    base = tmp_path_factory.getbasetemp()
+    # the processes of pytest-xdist have folders in one folder
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory = base / "smoke" / "run"
+    with FileLock(base / "smoke.lock"):
+        if not (directory / "results.json").exists():
+            subprocess.run(
+                [sys.executable, "train.py", SMOKE, f"hydra.run.dir={directory}"],
+                cwd=Path(__file__).parents[1],
+                check=True,
+                capture_output=True,
+            )
     return directory
 
 

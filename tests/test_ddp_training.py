@@ -43,7 +43,7 @@ def weights(path):
     return torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("loss", ["nt_xent", "sup_con"])
+@pytest.mark.parametrize("loss", ["nt_xent", pytest.param("sup_con", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, loss):
     one = curve(tmp_path / "one", f"loss={loss}", "data.batch_size=32")
     two = curve(

@@ -131,6 +131,7 @@ def test_four_processes():
     spawn(everything, 4)
 
 
+@pytest.mark.slow
 def test_two_processes():
     spawn(everything, 2)
 

@@ -51,6 +51,7 @@ COMPOSED_ALONE = {
 # other commands of which no more is known than that the program is there
 NOT_RUN = {
     "pytest": "runs this",
+    "pytest -m slow": "CI runs it",
     ".ci/run": "runs pytest",
     "pre-commit install": "changes the checkout",
     "python -m cosloss": "test_packaging.py runs it",

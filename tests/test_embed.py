@@ -167,6 +167,7 @@ def test_without_the_extra_it_is_named(embed, smoke_run, monkeypatch):
     assert program.checked(program.SETTINGS)["map"] == "pca"
 
 
+@pytest.mark.slow
 def test_umap_keeps_groups_together_alike_in_every_run():
     pytest.importorskip("umap", reason="needs the extra embed")
     generator = torch.Generator().manual_seed(0)

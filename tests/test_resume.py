@@ -17,6 +17,7 @@ from tests.checkpoints import assert_same_bits, weights
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "experiment=simclr_smoke"
+LONG_EPOCHS = "data.num_images=2000", "trainer.max_epochs=2", "callbacks=no_checks"
 
 
 def process(*arguments: str) -> subprocess.Popen:
@@ -46,10 +47,10 @@ def test_ckpt_path_last_finds_the_newest_run(train, tmp_path):
     assert torch.load(tmp_path / "c/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
 
 
-def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
+def test_killed_and_resumed_ends_with_the_same_bits(train, tmp_path):
     epochs = "trainer.max_epochs=6"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert process(SMOKE, epochs, f"hydra.run.dir={whole}").wait() == 0
+    assert train(SMOKE, epochs, f"hydra.run.dir={whole}").status == 0
     victim = process(SMOKE, epochs, f"hydra.run.dir={killed}")
     wait_for(killed / "checkpoints/last.ckpt", victim)
     victim.kill()
@@ -60,11 +61,23 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     assert_same_bits(weights(whole), weights(killed))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path, train, signum):
-    long_epoch = "data.num_images=2000", "trainer.max_epochs=2", "callbacks=no_checks"
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The directory of a finished run of two long epochs."""
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run = process(SMOKE, *LONG_EPOCHS, f"hydra.run.dir={path}")
+    assert run.wait() == 0, run.communicate()
+    return path
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(
+    tmp_path, train, uninterrupted, signum
+):
     run = tmp_path / "run"
-    victim = process(SMOKE, *long_epoch, f"hydra.run.dir={run}")
+    victim = process(SMOKE, *LONG_EPOCHS, f"hydra.run.dir={run}")
     # the checkpoint of the first epoch: then it is in the second
     wait_for(run / "checkpoints/last.ckpt", victim)
     victim.send_signal(signum)
@@ -80,9 +93,7 @@ def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(tmp_path, t
     )
 
     assert train(*command[2:]).status == 0
-    whole = tmp_path / "whole"
-    assert train(SMOKE, *long_epoch, f"hydra.run.dir={whole}").status == 0
-    assert_same_bits(weights(run), weights(whole))
+    assert_same_bits(weights(run), weights(uninterrupted))
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):

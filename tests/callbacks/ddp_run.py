@@ -1,4 +1,4 @@
-"""Two processes of a DDP run, for test_ddp.py: python ddp_run.py FOLDER right|warn|raise|stop"""
+"""Two processes of a DDP run, for test_ddp.py: ddp_run.py FOLDER right|stop|raise ..."""
 
 import sys
 from pathlib import Path
@@ -53,6 +53,7 @@ class Model(TwoViews):
 
 
 def main(folder: Path, mode: str) -> None:
+    folder.mkdir()
     on_failure = "raise" if mode == "right" else mode
     checks = [GradcheckCallback(2, on_failure), GradientDiscrepancyCallback(2, on_failure)]
     loss = Gathering() if mode == "right" else WrongOnTheSecond()
@@ -61,4 +62,5 @@ def main(folder: Path, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for name in sys.argv[2:]:
+        main(Path(sys.argv[1]) / name, name)

@@ -11,12 +11,16 @@ SCRIPT = Path(__file__).with_name("ddp_run.py")
 ROOT = SCRIPT.parents[2]
 
 
-def run(mode, folder):
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of three runs, one after the other, and how the process ended in the last one."""
+    folder = tmp_path_factory.mktemp("ddp")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), mode]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), "right", "stop", "raise"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
+    return folder, done
 
 
 def counts(folder):
@@ -27,23 +31,24 @@ def counts(folder):
     ]
 
 
-def test_a_gathering_loss_is_checked_in_its_local_form(tmp_path):
-    done = run("right", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_gathering_loss_is_checked_in_its_local_form(ended):
+    folder, done = ended
+    assert (folder / "stop").exists(), done.stderr  # the first run came to its end
     # 6 batches of 12 rows are 3 on each process: 0 and 2
-    assert counts(tmp_path) == [[(2, 0, 3), (2, 0, 3)]] * 2
+    assert counts(folder / "right") == [[(2, 0, 3), (2, 0, 3)]] * 2
 
 
-@pytest.mark.parametrize("mode", ["stop", "raise"])
-def test_a_failure_on_one_process_reaches_the_other(mode, tmp_path):
-    done = run(mode, tmp_path)
-    if mode == "raise":
-        assert done.returncode != 0
-        assert "GradientError" in done.stderr
-        assert not (tmp_path / "rank0").exists()
-    else:
-        assert done.returncode == 0, done.stderr
-        (first, _), (second, _) = counts(tmp_path)
-        assert first == (1, 0, 1)
-        assert second == (1, 1, 1)
-        assert len(list((tmp_path / "gradient_failures").glob("*-rank1.pt"))) == 2
+def test_a_failure_on_one_process_stops_the_other(ended):
+    folder, done = ended
+    assert (folder / "raise").exists(), done.stderr
+    (first, _), (second, _) = counts(folder / "stop")
+    assert first == (1, 0, 1)
+    assert second == (1, 1, 1)
+    assert len(list((folder / "stop/gradient_failures").glob("*-rank1.pt"))) == 2
+
+
+def test_an_error_on_one_process_ends_the_other(ended):
+    folder, done = ended
+    assert done.returncode != 0
+    assert "GradientError" in done.stderr
+    assert not (folder / "raise/rank0").exists()

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -10,6 +11,7 @@ from experiments.studies import loss_curves
 from experiments.studies.loss_curves import CONTROL, TWIN, TWIN_64
 
 
+@pytest.mark.slow
 def test_five_runs_become_a_picture_and_three_lines(train, tmp_path, monkeypatch, capsys):
     """Short runs of train.py, in this process, which a second call does not repeat."""
     commands = []

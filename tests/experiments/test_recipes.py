@@ -37,8 +37,8 @@ def check_run(run, path, loss):
     ("experiment", "loss"),
     [
         ("simclr_cifar10", "NTXentLoss"),
-        ("cosine_cifar10", "CosineEmbeddingLoss"),
-        ("supcon_cifar10", "TwoViewSupConLoss"),
+        pytest.param("cosine_cifar10", "CosineEmbeddingLoss", marks=pytest.mark.slow),
+        pytest.param("supcon_cifar10", "TwoViewSupConLoss", marks=pytest.mark.slow),
     ],
 )
 def test_cifar10_recipe(train, tmp_path, monkeypatch, experiment, loss):

@@ -284,7 +284,7 @@ TOKENS = torch.tensor([[1, 0, 3], [2, 0, 0], [1, 1, 2], [3, 2, 0]])
         torch.nn.Embedding(4, 8, padding_idx=0),
         torch.nn.Embedding(4, 8, max_norm=0.5),
     ],
-    ids=str,
+    ids=lambda function: getattr(function, "__name__", type(function).__name__),
 )
 def test_stops_within_functions_of_torch_and_in_place_are_held(function):
     given = TOKENS if isinstance(function, torch.nn.Module) else views(4)[0]

@@ -106,6 +106,7 @@ def silently_loaded():
         return library.loaded()
 
 
+@pytest.mark.slow
 def test_changed_sources_beside_old_kernels_are_computed_by_eager(tmp_path):
     """In a process of its own: a mirror of a struct that has changed would end it."""
     package, changed = tmp_path / "cosloss", tmp_path / "changed"

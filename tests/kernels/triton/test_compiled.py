@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_kernels_compile_for_compute_capability_9():
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(

@@ -58,7 +58,11 @@ def calls(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
     for table in (tuning.WHOLE_FORWARD, tuning.WHOLE_BACKWARD, tuning.WIDEST_GRADIENT):
