@@ -96,7 +96,7 @@ def test_no_command_is_left_out():
     for command in NOT_RUN:
         program, *words = command.split()
         assert shutil.which(str(ROOT / program) if "/" in program else program), program
-        if words[:1] == ["-m"]:
+        if program == "python":
             assert importlib.util.find_spec(words[1]), words[1]
 
 
