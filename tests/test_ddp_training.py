@@ -9,6 +9,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 # torch synchronises batch norm on GPUs alone; a draw for a whole batch is another one for its half
 COMPARABLE = (
@@ -43,7 +45,7 @@ def weights(path):
     return torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("loss", ["nt_xent", pytest.param("sup_con", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("loss", ["nt_xent", "sup_con"])
 def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, loss):
     one = curve(tmp_path / "one", f"loss={loss}", "data.batch_size=32")
     two = curve(

@@ -182,6 +182,7 @@ def signalled(monkeypatch):
     monkeypatch.setattr(SimCLR, "training_step", signalled_step)
 
 
+@pytest.mark.slow
 def test_the_printed_command_runs_with_flags_and_from_another_folder(
     in_process, tmp_path, monkeypatch, signalled
 ):

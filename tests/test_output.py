@@ -57,6 +57,7 @@ def test_without_a_standard_output(monkeypatch):
     assert sys.stdout is None
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_has_gone_and_whose_encoding_is_ascii_has_results(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

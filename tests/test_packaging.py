@@ -108,6 +108,7 @@ def test_python_m_cosloss_tells_of_a_forced_backend(monkeypatch):
     assert "eager, which computes everything" in program.report()
 
 
+@pytest.mark.slow
 def test_type_checkers_follow_an_editable_installation(tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "use.py").write_text("import cosloss\nreveal_type(cosloss.nt_xent_loss)\n")

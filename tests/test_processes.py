@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from experiments.simclr.program.processes import leave_process_group
+
+pytestmark = pytest.mark.slow
 
 # what now and then aborts without the last line: one in eight pairs of processes
 STEP = """

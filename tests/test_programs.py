@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("evaluate", "experiments.embed", "experiments.export")
 WRITTEN = dict(zip(PROGRAMS, ("results.json", "index.html", "encoder.pt2"), strict=True))

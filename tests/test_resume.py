@@ -47,6 +47,7 @@ def test_ckpt_path_last_finds_the_newest_run(train, tmp_path):
     assert torch.load(tmp_path / "c/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_bits(train, tmp_path):
     epochs = "trainer.max_epochs=6"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -70,9 +71,8 @@ def uninterrupted(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(
     tmp_path, train, uninterrupted, signum
 ):
@@ -111,6 +111,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_killed_amid_a_checkpoint_and_resumed_leaves_nothing_unfinished(train, tmp_path):
     """A process that dies by SIGKILL within torch.save, then a second one that resumes."""
     run = tmp_path / "run"

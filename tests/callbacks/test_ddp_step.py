@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("ddp_step.py")
 ROOT = SCRIPT.parents[2]
 BATCHES = 3  # of each process

@@ -48,6 +48,7 @@ def test_all_callbacks_judge(wrong, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_callbacks_need_no_package_of_the_name_lightning():
     program = "import sys; sys.modules['lightning'] = None; import cosloss.callbacks as c; "
     program += "import pytorch_lightning as pl; assert issubclass(c.GradcheckCallback, pl.Callback)"

@@ -13,6 +13,8 @@ from cosloss import InfoNCELoss, NTXentLoss, SigmoidContrastiveLoss, SupConLoss
 from experiments.simclr.program.processes import leave_process_group
 from tests.surroundings.test_wrapper_tensors import Wrapper
 
+pytestmark = pytest.mark.slow
+
 MODULES = [NTXentLoss, InfoNCELoss, SupConLoss, SigmoidContrastiveLoss]
 ROWS = 6
 

@@ -60,7 +60,11 @@ def calls(monkeypatch):
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
+    [
+        torch.float32,
+        pytest.param(torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
