@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -76,21 +77,21 @@ def uninterrupted(tmp_path_factory):
 def test_interrupted_in_an_epoch_and_resumed_ends_with_the_same_bits(
     tmp_path, train, uninterrupted, signum
 ):
-    run = tmp_path / "run"
-    victim = process(SMOKE, *LONG_EPOCHS, f"hydra.run.dir={run}")
-    # the checkpoint of the first epoch: then it is in the second
-    wait_for(run / "checkpoints/last.ckpt", victim)
-    victim.send_signal(signum)
-    out, err = victim.communicate(timeout=60)
-    assert victim.returncode == 128 + signum, err
-    assert "Traceback" not in err
-    command = out.strip().splitlines()[-1].split()
-    assert command[:2] == ["python", "train.py"]
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    steps = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-    assert (
-        0 < steps < checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-    )
+    for run in (tmp_path / "run", tmp_path / "again", tmp_path / "once_more"):
+        victim = process(SMOKE, *LONG_EPOCHS, f"hydra.run.dir={run}")
+        # the checkpoint of the first epoch: then it is in the second, or about to begin it
+        wait_for(run / "checkpoints/last.ckpt", victim)
+        victim.send_signal(signum)
+        out, err = victim.communicate(timeout=60)
+        assert victim.returncode == 128 + signum, err
+        assert "Traceback" not in err
+        command = shlex.split(out.strip().splitlines()[-1])
+        assert command[:2] == ["python", "train.py"]
+        checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if 0 < batches["current"]["processed"] < batches["total"]["ready"]:
+            break
+    assert 0 < batches["current"]["processed"] < batches["total"]["ready"]
 
     assert train(*command[2:]).status == 0
     assert_same_bits(weights(run), weights(uninterrupted))
