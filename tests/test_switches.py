@@ -24,6 +24,7 @@ DONE = {
     "trainer.max_epochs=-1 +trainer.max_steps=5": (5, True, "best last"),
     "+trainer.enable_checkpointing=false +trainer.enable_progress_bar=false": (8, True, ""),
     "++trainer.logger=false": (8, True, "best last"),
+    "+trainer.barebones=true": (8, True, ""),
     "callbacks=[]": (8, True, ""),
 }
 
@@ -41,8 +42,9 @@ def test_switches_are_followed(train, tmp_path, switches):
     named = next(line for line in run.out.splitlines() if line.startswith("checkpoint:"))
     assert Path(named.split(maxsplit=1)[1]).exists() == ("last" in checkpoints)
     events = list((tmp_path / "run").glob("events*"))
-    unlogged = "++trainer.logger=false", "+trainer.fast_dev_run=true"
-    assert bool(events) == (switches not in unlogged)
+    unlogged = "++trainer.logger=false", "+trainer.fast_dev_run=true", "+trainer.barebones=true"
+    assert bool(events) == ("tensorboard --logdir" in run.out) == (switches not in unlogged)
+    assert "gradients" not in run.out, "callbacks=no_checks"
 
 
 REFUSED = {

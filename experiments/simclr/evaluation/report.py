@@ -60,7 +60,7 @@ def write(results: Mapping, path: Path) -> None:
 
 
 def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
-    """Print the table, where things lie and the command that opens TensorBoard."""
+    """Print the table, where things lie and, if TensorBoard has any, how to look at its pages."""
     table = Table(show_header=False)
     for name, title in ROWS.items():
         table.add_row(title, percent(results[name], results.get("not_measured", "")))
@@ -71,9 +71,12 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     # plain prints: a path must stay on one line to be copied
     for name, path in files.items():
         print(f"{name + ':':<12} {path if path.exists() else 'none was written'}")
+    if not any(logs.glob("events.out.tfevents.*")):
+        return
     print(f"look at it:  tensorboard --logdir {logs}")
     if "gradient_checks/run" in results:
-        print(f"{'':<12} TIME SERIES: training, gradients; CUSTOM SCALARS: a chart per number")
+        checked = ", gradients" if results["gradient_checks/run"] else ""
+        print(f"{'':<12} TIME SERIES: training{checked}; CUSTOM SCALARS: a chart per number")
 
 
 def show_jobs(jobs: Sequence[Mapping], logs: Path) -> None:

@@ -57,6 +57,8 @@ def trainer_arguments(
     left_out = tuple(kind for kind, is_off in off.items() if is_off)
     logs = not barebones and settings.get("logger") is not False
     return {
+        # Lightning takes no interval of logs for a run without any
+        **({"log_every_n_steps": None} if barebones else {}),
         "callbacks": [c for c in callbacks if not isinstance(c, left_out)],
         "logger": list(loggers) if logs else False,
         "default_root_dir": settings.get("default_root_dir") or directory,
