@@ -82,6 +82,16 @@ def wants_native(*tensors: Tensor, dtypes: Collection[torch.dtype] = library.DTY
     )
 
 
+def wants_row_blocks(*tensors: Tensor) -> bool:
+    """Whether eager operations compute a row-wise op of these in blocks: plain tensors."""
+    like = tensors[0]
+    # the range of float64 is looked at, for which an accelerator would be waited for
+    known = like.is_cpu or not (like.is_meta or like.dtype == torch.float64)
+    return (
+        known and not wants_triton(*tensors) and not modes.transforming() and modes.plain(tensors)
+    )
+
+
 def wants_triton(*tensors: Tensor) -> bool:
     """Whether Triton is the backend for plain tensors like these."""
     if _forced is None:

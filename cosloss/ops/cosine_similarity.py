@@ -12,6 +12,8 @@ and below eps, where n_x is constant, dS = <x~, v / n_x>; likewise for y. So
 An exactly zero row is given the gradient 0.
 """
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,10 +21,17 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.kernels import native
-from cosloss.kernels.dispatch import backend, wants_native
+from cosloss.kernels.dispatch import backend, wants_native, wants_row_blocks
 from cosloss.kernels.eager import cosine_similarity as kernel
+from cosloss.kernels.eager import row_blocks
 from cosloss.modes import autograd_composite
 from cosloss.ops import custom_ops
+
+# kernels for plain tensors, and which they take
+PLAIN: dict[Callable[..., bool], ModuleType] = {
+    wants_native: native.cosine_similarity,
+    wants_row_blocks: row_blocks,
+}
 
 
 class CosineSimilarity(Function):
@@ -58,31 +67,33 @@ class CosineDistance(CosineSimilarity):
         return CosineSimilarity.backward(ctx, -grads[0])
 
 
-class NativeCosineSimilarity(Function):
-    """Either of them by the compiled kernels, for tensors that torch.func does not see.
+class PlainCosineSimilarity(Function):
+    """Either of them by a kernel that writes in place, for tensors that torch.func does not see.
 
     The first backward pass uses what the forward pass found out about the rows. One that is itself
     differentiated starts from the rows, as their derivative needs it to.
     """
 
     @staticmethod
-    def forward(ctx: Any, x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
-        found = native.cosine_similarity.forward(x1, x2, eps, distance)
+    def forward(
+        ctx: Any, x1: Tensor, x2: Tensor, eps: float, distance: bool, suits: Callable[..., bool]
+    ) -> Tensor:
+        found = PLAIN[suits].forward(x1, x2, eps, distance)
         value, statistics = found or (_every_case(x1, x2, eps, distance), None)
-        ctx.eps, ctx.distance = eps, distance
+        ctx.eps, ctx.distance, ctx.suits = eps, distance, suits
         ctx.save_for_backward(x1, x2, statistics)
         return value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x1, x2, statistics = ctx.saved_tensors
         sign, needs = -1 if ctx.distance else 1, ctx.needs_input_grad
-        if statistics is None or torch.is_grad_enabled() or not wants_native(grads[0]):
-            return *kernel.backward(sign * grads[0], x1, x2, ctx.eps, needs), None, None
-        found = native.cosine_similarity.backward(
-            grads[0], x1, x2, statistics, ctx.eps, sign, needs
-        )
-        return *found, None, None
+        if statistics is None or torch.is_grad_enabled() or not ctx.suits(grads[0]):
+            found = kernel.backward(sign * grads[0], x1, x2, ctx.eps, needs)
+        else:
+            plain = PLAIN[ctx.suits]
+            found = plain.backward(grads[0], x1, x2, statistics, ctx.eps, sign, needs)
+        return *found, None, None, None
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
@@ -100,8 +111,9 @@ def _row_wise(x1: Tensor, x2: Tensor, eps: float, distance: bool) -> Tensor:
         return custom_ops.cosine_similarity(x1, x2, eps, distance)
     if autograd_composite():
         return _every_case(x1, x2, eps, distance)
-    if wants_native(x1, x2):
-        return NativeCosineSimilarity.apply(x1, x2, eps, distance)
+    for suits in PLAIN:
+        if suits(x1, x2):
+            return PlainCosineSimilarity.apply(x1, x2, eps, distance, suits)
     return (CosineDistance if distance else CosineSimilarity).apply(x1, x2, eps)
 
 

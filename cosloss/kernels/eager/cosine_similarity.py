@@ -6,16 +6,11 @@ Shapes: x1, x2 (..., D); similarity (...).
 import torch
 from torch import Tensor
 
-from cosloss.kernels.eager import row_blocks
 from cosloss.kernels.eager.clamped_rows import ClampedRows, clamped_rows, through_clamped_rows
 
 
 def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """<x1, x2> / (max(|x1|, eps) max(|x2|, eps)), in [-1, 1]; of a row with itself, exactly 1."""
-    if row_blocks.suits(x1, x2):
-        found = row_blocks.forward(x1, x2, eps, distance=False)
-        if found is not None:
-            return found
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     similarity = (rows1.unit * rows2.unit).sum(-1)
     # the unit rows' own rounding is divided out, and what is left is clamped, without a derivative
@@ -26,10 +21,6 @@ def forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
 
 def distance_forward(x1: Tensor, x2: Tensor, eps: float) -> Tensor:
     """1 - similarity, accurate relative to itself where the similarity is near 1."""
-    if row_blocks.suits(x1, x2):
-        found = row_blocks.forward(x1, x2, eps, distance=True)
-        if found is not None:
-            return found
     # 1 - <u, v> = (|u - v|^2 + (1 - |u|^2) + (1 - |v|^2)) / 2; the last two are 0 unless clamped
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     between = (rows1.unit - rows2.unit).square().sum(-1)
@@ -40,10 +31,6 @@ def backward(
     grad: Tensor, x1: Tensor, x2: Tensor, eps: float, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients on x1 and x2 from the gradient on the similarity, each only where `needs` asks."""
-    if row_blocks.suits(grad, x1, x2):
-        found = row_blocks.backward(grad, x1, x2, eps, needs)
-        if found is not None:
-            return found
     rows1, rows2 = clamped_rows(x1, eps), clamped_rows(x2, eps)
     grad = grad.double().unsqueeze(-1)
     grad1 = grad2 = None

@@ -13,7 +13,7 @@ from cosloss import verify
 from cosloss.kernels import dispatch, native
 from cosloss.kernels import eager as eager_kernels
 from cosloss.kernels.dispatch import wants_native
-from cosloss.kernels.eager import cosine_similarity as every_case
+from cosloss.kernels.eager import row_blocks
 from cosloss.kernels.native import library
 
 WITHOUT_LIBRARY = """
@@ -85,7 +85,7 @@ def test_a_library_that_does_not_load_is_done_without():
 
 def test_use_chooses_between_the_compiled_kernels_and_the_eager_ones(monkeypatch):
     called = []
-    for module, name in ((native.cosine_similarity, "native"), (every_case, "eager")):
+    for module, name in ((native.cosine_similarity, "native"), (row_blocks, "eager")):
         original = module.forward
         monkeypatch.setattr(
             module,
@@ -113,9 +113,11 @@ def test_the_table_judges_the_backend_that_runs(monkeypatch, backend):
         return [line.rsplit("  ", 1)[-1][:4].strip() for line in lines[1:]]
 
     assert judged() == ["ok"] * 6
-    theirs = {"native": native, "eager": eager_kernels}
-    for name in ("cosine_similarity", "pairwise_cosine_similarity"):
-        kernel = getattr(theirs[backend], name)
+    kernels = {
+        "native": (native.cosine_similarity, native.pairwise_cosine_similarity),
+        "eager": (row_blocks, eager_kernels.pairwise_cosine_similarity),
+    }
+    for kernel in kernels[backend]:
         monkeypatch.setattr(kernel, "backward", off_by_five_per_cent(kernel.backward))
     assert judged() == ["FAIL"] * 6
 
