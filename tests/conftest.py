@@ -66,19 +66,24 @@ def train(monkeypatch, in_process, tmp_path):
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> Path:
-    """The directory of a finished run of experiment=simclr_smoke, to be read only."""
+    """The directory of a finished run of experiment=simclr_smoke, to be read only.
+
+    Beside it is a file `stdout`, of what the run said.
+    """
     base = tmp_path_factory.getbasetemp()
     # the processes of pytest-xdist have folders in one folder
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     directory = base / "smoke" / "run"
     with FileLock(base / "smoke.lock"):
         if not (directory / "results.json").exists():
-            subprocess.run(
+            said = subprocess.run(
                 [sys.executable, "train.py", SMOKE, f"hydra.run.dir={directory}"],
                 cwd=Path(__file__).parents[1],
                 check=True,
                 capture_output=True,
+                text=True,
             )
+            (base / "smoke" / "stdout").write_text(said.stdout)
     return directory
 
 

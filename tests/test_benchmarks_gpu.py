@@ -69,6 +69,7 @@ def test_what_ends_it_loses_no_result(pretended, tmp_path):
     assert content["machine"]["float32_tflop_per_s"] == 200, "three products of TF32"
 
 
+@pytest.mark.slow
 def test_the_largest_comes_last(monkeypatch, pretended, tmp_path):
     checks, measured = pretended
     monkeypatch.setattr(gpu, "NT_XENT", gpu.NT_XENT[:2])

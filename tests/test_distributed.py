@@ -127,11 +127,11 @@ def everything(rank, world, port):
     end_one_process(rank)
 
 
+@pytest.mark.slow
 def test_four_processes():
     spawn(everything, 4)
 
 
-@pytest.mark.slow
 def test_two_processes():
     spawn(everything, 2)
 

@@ -60,6 +60,7 @@ def test_the_parameters_give_the_models_features(exported, smoke_run):
     assert torch.equal(model(batch), expected)
 
 
+@pytest.mark.slow
 def test_the_cards_code_runs_and_its_figures_are_the_runs(exported):
     card = (exported / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -209,6 +209,7 @@ def train_in_processes(rank, world, port):
     leave_process_group()
 
 
+@pytest.mark.slow
 def test_in_two_processes_the_gradient_is_the_joined_batchs_and_exchanged_once():
     spawn(train_in_processes, 2)
 

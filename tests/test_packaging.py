@@ -33,7 +33,8 @@ def checkout(tmp_path_factory):
 
 
 def setup(folder, *arguments):
-    command = [sys.executable, "setup.py", "--quiet", *arguments]
+    # -B: the folder stays free of what this process compiles
+    command = [sys.executable, "-B", "setup.py", "--quiet", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,9 +40,9 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     assert path.exists(), process.communicate()
 
 
-def test_ckpt_path_last_finds_the_newest_run(train, tmp_path):
+def test_ckpt_path_last_finds_the_newest_run(train, tmp_path, smoke_run):
     for run in ("a", "b"):
-        assert train(SMOKE, f"hydra.run.dir={tmp_path}/logs/{run}").status == 0
+        shutil.copytree(smoke_run, tmp_path / "logs" / run)
     os.utime(tmp_path / "logs/b/checkpoints/last.ckpt", (0, 0))
     more = f"hydra.run.dir={tmp_path}/c", "ckpt_path=last"
     assert train(SMOKE, "trainer.max_epochs=3", *more).status == 0

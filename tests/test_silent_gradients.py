@@ -47,6 +47,7 @@ def test_a_right_function_is_right(case):
     assert error(case, case.make) < RIGHT_WITHIN
 
 
+@pytest.mark.slow
 def test_faults_across_processes():
     found = two_processes.errors()
     assert found.keys() == {case.name for case in processes.FAULTS}

@@ -16,6 +16,7 @@ from cosloss import NTXentLoss, reference
 from cosloss.callbacks import GradientDiscrepancyCallback, GradientError
 from tests.callbacks import planted
 from tests.callbacks.runs import TwoViews, both, data, strict, train, trainer_for
+from tests.slow import slow
 
 
 class Counting(nn.Module):
@@ -41,7 +42,7 @@ def fp16():
 @pytest.mark.parametrize(
     "options", [{}, {"precision": "bf16-mixed"}, {"accumulate_grad_batches": 3}, fp16()]
 )
-@pytest.mark.parametrize("loss", [Counting, NTXentLoss])
+@pytest.mark.parametrize("loss", [Counting, *slow(NTXentLoss)])
 def test_training_is_the_same_bit_for_bit(loss, options, tmp_path):
     def states(callbacks):
         options_ = copy.deepcopy(options)
@@ -159,7 +160,7 @@ def test_a_fault_in_the_second_call_of_a_step_is_seen(tmp_path):
     assert [check.checks_failed for check in checks] == [1, 1]
 
 
-@pytest.mark.parametrize("logger", ["several", "none", "csv", "fast"])
+@pytest.mark.parametrize("logger", ["several", "fast", *slow("none", "csv")])
 def test_loggers(logger, tmp_path):
     options = {
         "several": {"logger": [TensorBoardLogger(tmp_path), CSVLogger(tmp_path)]},

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.simclr.callbacks import progress
 from experiments.simclr.callbacks.progress import Progress, TrainingFigures
 from experiments.simclr.schedules import WarmupCosine
+from tests.slow import slow
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def scalars(path, tag):
     return [(point.step, point.value) for point in events.Scalars(tag)]
 
 
-@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("batches", [3, *slow(1)])
 def test_a_rate_stands_at_the_step_that_was_taken_with_it(train, tmp_path, batches):
     """Also where a step has three batches, and the last of an epoch one."""
     sgd = "optimizer=sgd", "optimizer.lr=0.5", "callbacks.representation.every_n_batches=1"

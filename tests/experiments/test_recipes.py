@@ -33,12 +33,13 @@ def check_run(run, path, loss):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "loss"),
     [
         ("simclr_cifar10", "NTXentLoss"),
-        pytest.param("cosine_cifar10", "CosineEmbeddingLoss", marks=pytest.mark.slow),
-        pytest.param("supcon_cifar10", "TwoViewSupConLoss", marks=pytest.mark.slow),
+        ("cosine_cifar10", "CosineEmbeddingLoss"),
+        ("supcon_cifar10", "TwoViewSupConLoss"),
     ],
 )
 def test_cifar10_recipe(train, tmp_path, monkeypatch, experiment, loss):

@@ -12,6 +12,7 @@ from cosloss import (
     SigmoidContrastiveLoss,
     SupConLoss,
 )
+from tests.slow import slow
 from tests.surroundings.calls import arguments
 
 TWO = ("a", "b")
@@ -36,7 +37,7 @@ def given(rows, names, optional):
     return tuple(every[k] for k in names), keywords
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, *slow(True)])
 @pytest.mark.parametrize(
     ("name", "keywords"),
     [(name, k) for name, (_, _, takes) in MODULES.items() for k in sorted({False, takes})],

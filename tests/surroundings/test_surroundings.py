@@ -1,18 +1,34 @@
 """Every op of the table in every surrounding that `cosloss.verify` tries, on every CPU backend."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from cosloss.kernels import dispatch
 from cosloss.testing import OPS
-from cosloss.testing.surroundings import SURROUNDINGS, TOLERANCE, default_device, transform
+from cosloss.testing.surroundings import (
+    SURROUNDINGS,
+    TOLERANCE,
+    default_device,
+    export,
+    transform,
+)
+from tests.slow import slow
+
+CASES = list(product(SURROUNDINGS, ("eager", "native"), ("float64", "float32")))
+# exporting takes a hundred times as long as the rest
+SLOW = [case for case in CASES if case[0] is export and case[1:] != ("native", "float32")]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-@pytest.mark.parametrize("surrounding", SURROUNDINGS, ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    ("surrounding", "backend", "dtype"),
+    [*(case for case in CASES if case not in SLOW), *slow(*SLOW)],
+    ids=lambda x: getattr(x, "__name__", x),
+)
 def test_an_op_is_itself(surrounding, op, backend, dtype):
+    dtype = getattr(torch, dtype)
     with dispatch.use(backend):
         for sample in op.generic():
             found = surrounding(op, sample, dtype, "cpu")

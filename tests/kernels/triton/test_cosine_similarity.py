@@ -8,6 +8,7 @@ from cosloss.kernels.eager import cosine_similarity as eager_kernel
 from cosloss.kernels.triton import cosine_similarity, layout
 from cosloss.testing import OPS, errors
 from cosloss.testing.inputs import generic_pair
+from tests.slow import slow
 
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 TABLE = [op for op in OPS if op.name in ("cosine_similarity", "cosine_embedding_loss")]
@@ -32,7 +33,7 @@ def launches(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *slow(torch.bfloat16, torch.float16)], ids=str)
 @pytest.mark.parametrize("op", TABLE, ids=lambda op: op.name)
 def test_every_sample_keeps_its_budget(op, dtype, launches):
     budget = op.budget(dtype)
@@ -56,7 +57,7 @@ def assert_equals_eager(x1, x2, grad, eps=1e-8, needs=(True, True)):
             torch.testing.assert_close(own * norm, eager * norm, rtol=1e-5, atol=3e-7)
 
 
-@pytest.mark.parametrize("columns", [1, 9, 48, 200])
+@pytest.mark.parametrize("columns", [1, 9, 48, *slow(200)])
 @pytest.mark.parametrize("block", [(64, 16), (64, 64)], ids=["in parts", "whole"])
 def test_many_programs_and_rows_in_parts(block, columns, monkeypatch):
     monkeypatch.setattr(layout, "BLOCK", block[0])

@@ -10,6 +10,7 @@ from cosloss.kernels.triton import in_batch, tile, tuning
 from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
+from tests.slow import slow
 
 LABELS = torch.arange(100) % 7
 LOSSES = {
@@ -58,16 +59,8 @@ def calls(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float32,
-        pytest.param(torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(torch.float16, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("dtype", [torch.float32, *slow(torch.bfloat16, torch.float16)], ids=str)
+@pytest.mark.parametrize("op", [OPS[0], *slow(*OPS[1:])], ids=lambda op: op.name)
 def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
     for table in (tuning.WHOLE_FORWARD, tuning.WHOLE_BACKWARD, tuning.WIDEST_GRADIENT):
         monkeypatch.setitem(table, dtype.itemsize, 8192)  # in parts, 4099 columns take a minute

@@ -6,6 +6,7 @@ import torch
 from cosloss import functional, reference
 from cosloss.kernels.triton import cosine_similarity, in_batch
 from cosloss.ops import custom_ops
+from tests.slow import slow
 
 LABELS = torch.arange(20) % 5
 FUNCTIONS = {
@@ -34,7 +35,7 @@ def leaves():
     return [x.requires_grad_() for x in (a, 0.6 * a + b, torch.tensor(0.3))]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ["cosine_similarity", "nt_xent", *slow(*list(FUNCTIONS)[3:])])
 def test_no_graph_break_and_the_twins_numbers(name, monkeypatch):
     torch._dynamo.reset()
     calls = []
@@ -95,6 +96,7 @@ def arguments():
         yield *leaves, list(ids), spec, margin
 
 
+@pytest.mark.slow
 def test_opcheck():
     a, b, _ = leaves()
     for distance in (False, True):

@@ -8,6 +8,7 @@ from cosloss.kernels.eager import unit_rows as eager
 from cosloss.kernels.triton import in_batch
 from cosloss.kernels.triton import unit_rows as kernels
 from experiments.benchmarks.measure import peak_memory
+from tests.slow import slow
 
 pytestmark = [
     pytest.mark.usefixtures("triton_backend"),
@@ -30,7 +31,7 @@ def exact(views, scale, *grads):
     return outputs, torch.autograd.grad(outputs, wide, [g.double() for g in grads])
 
 
-@pytest.mark.parametrize("columns", [1, 9, 128, 2100], ids=str)
+@pytest.mark.parametrize("columns", [1, 9, 128, *slow(2100)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pairs_and_their_gradients(dtype, columns):
     views = [rows(21, columns, seed, dtype) for seed in (0, 1)]
