@@ -7,6 +7,7 @@ from torch.func import grad, jvp, vmap
 from cosloss import functional, reference
 from cosloss.kernels import native
 from cosloss.kernels.eager import cosine_similarity as kernel
+from tests.slow import slow
 
 TARGET = torch.tensor([1, -1, 1, -1, -1, 1])
 CASES = {
@@ -56,6 +57,9 @@ def test_dynamic_shapes(case):
         torch.testing.assert_close(value_and_gradients(compiled, a, b), expected)
 
 
+@pytest.mark.parametrize(
+    "case", ["embedding", *slow("cosine_similarity", "pairwise")], indirect=True
+)
 def test_transforms_inside_compile(case):
     a, b = (x.detach() for x in pair())
 

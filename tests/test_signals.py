@@ -19,6 +19,7 @@ from experiments.simclr.program.interruption import (
     interruption,
 )
 from tests.checkpoints import assert_same_bits, weights
+from tests.slow import slow
 
 ROOT = Path(__file__).parents[1]
 NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
@@ -116,10 +117,12 @@ def batches(monkeypatch):
     ("settings", "place", "call", "left"),
     [
         ((), "on_validation_start", 1, 1),
-        ((), "validation_step", 2, 2),
         ((), "training_step", 4, 0),  # the last of its epoch, which is still to be validated
-        (("+trainer.val_check_interval=0.5",), "validation_step", 1, 1),
         (("+trainer.val_check_interval=0.5",), "validation_step", 4, 2),
+        *slow(
+            ((), "validation_step", 2, 2),
+            (("+trainer.val_check_interval=0.5",), "validation_step", 1, 1),
+        ),
     ],
 )
 def test_a_validation_is_left_after_a_batch_and_begun_anew(

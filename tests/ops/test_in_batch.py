@@ -9,6 +9,7 @@ from cosloss.kernels import tiles
 from cosloss.kernels.eager import in_batch
 from cosloss.kernels.native import in_batch as native
 from cosloss.testing.contrastive import OPS
+from tests.slow import slow
 
 LABELS = torch.arange(11) % 4
 LOSSES = {
@@ -129,6 +130,10 @@ def test_second_derivative_is_the_twins(loss):
     assert all(x.abs().sum() > 1e-3 for x in ours)
 
 
+FEW = ("nt_xent", "symmetric", "queue", "sup_con")
+
+
+@pytest.mark.parametrize("loss", [*FEW, *slow(*sorted(LOSSES.keys() - FEW))], indirect=True)
 def test_compiles_without_a_graph_break(loss):
     torch._dynamo.reset()
 
