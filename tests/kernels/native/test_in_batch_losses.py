@@ -1,5 +1,7 @@
 """The in-batch losses on the compiled engine, judged by themselves in float64: the eager one."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,22 +9,10 @@ from cosloss import functional, reference
 from cosloss.kernels import dispatch, tiles
 from cosloss.kernels.native import in_batch
 from cosloss.kernels.native import unit_rows as native_rows
+from tests import losses
 from tests.slow import slow
 
-LABELS = torch.arange(400) % 4
-LOSSES = {
-    "nt_xent": lambda a, b, t: functional.nt_xent_loss(a, b, t),
-    "decoupled": lambda a, b, t: functional.nt_xent_loss(a, b, t, "none", decoupled=True),
-    "ignore": lambda a, b, t: functional.nt_xent_loss(a, b, t, ignore=LABELS[: len(a)]),
-    "weight": lambda a, b, t: functional.nt_xent_loss(a, b, t, weight=LABELS[: len(a)] + 0.5),
-    "in_batch_cosine": lambda a, b, t: functional.in_batch_cosine_embedding_loss(a, b, 0.1) * t,
-    "info_nce": lambda a, b, t: functional.info_nce_loss(a, b, t),
-    "each": lambda a, b, t: functional.info_nce_loss(a, b, t, reduction="none"),
-    "symmetric": lambda a, b, t: functional.info_nce_loss(a, b, t, symmetric=True),
-    "queue": lambda a, b, t: functional.info_nce_loss(a, b, t, torch.cat([a, b, a * b])),
-    "sup_con": lambda a, b, t: functional.sup_con_loss(a + b, LABELS[: len(a)], t),
-    "sigmoid": lambda a, b, t: functional.sigmoid_contrastive_loss(a, b, t, -1.5),
-}
+LOSSES = {name: partial(loss, functional) for name, loss in losses.LOSSES.items()}
 
 
 @pytest.fixture(params=LOSSES)
@@ -39,11 +29,11 @@ def views(count, columns):
     return z1, 0.6 * z1 + rows(count, columns, seed=1)
 
 
-def gradients(loss, tensors, temperature, dtype, create_graph=False):
+def gradients(loss, tensors, temperature, dtype):
     leaves = [x.to(dtype).requires_grad_() for x in tensors]
     value = loss(*leaves, temperature)
     weight = torch.linspace(0.37, 1.4, value.numel(), dtype=dtype).view_as(value)
-    return value, torch.autograd.grad(value, leaves, weight, create_graph=create_graph), leaves
+    return value, torch.autograd.grad(value, leaves, weight), leaves
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**24], ids=["computed again", "kept"])
@@ -92,35 +82,6 @@ def test_long_sums_of_like_terms_err_no_more_than_the_twin(build, shape, name):
     exact = gradient(reference, torch.float64)
     ours, twin = (gradient(module, torch.float32) - exact for module in (functional, reference))
     assert ours.norm() <= 1.25 * twin.norm()
-
-
-def test_second_derivatives_and_batched_ones(loss):
-    tensors = views(9, 5)
-
-    def penalty(dtype):
-        _, grads, leaves = gradients(loss, tensors, 0.3, dtype, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
-
-    for ours, exact in zip(penalty(torch.float32), penalty(torch.float64), strict=True):
-        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=1e-5)
-    leaves = [x.clone().requires_grad_() for x in tensors]
-    value = loss(*leaves, 0.3).sum()
-    weights = torch.tensor([1.0, -0.5])
-    batched = torch.autograd.grad(value, leaves, weights, is_grads_batched=True, retain_graph=True)
-    single = torch.autograd.grad(value, leaves)
-    for each, one in zip(batched, single, strict=True):
-        torch.testing.assert_close(each, weights[:, None, None] * one, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["first", "second"])
-def test_only_what_needs_a_gradient_gets_one(loss, wanted):
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        tensors = [x.to(dtype).requires_grad_(w) for x, w in zip(views(70, 9), wanted, strict=True)]
-        value = loss(*tensors, 0.3).sum()
-        (leaf,) = (x for x in tensors if x.requires_grad)
-        found.append(torch.autograd.grad(value, leaf)[0])
-    torch.testing.assert_close(found[0], found[1].float(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["all", "bias alone"])
