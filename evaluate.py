@@ -16,9 +16,9 @@ from pathlib import Path
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments.simclr.evaluation import report
+from experiments.simclr.evaluation.overview import OverviewLogger
 from experiments.simclr.program.command_line import USER_ERRORS, command, one_line_errors
 from experiments.simclr.program.quiet import silence_routine_messages
 from experiments.simclr.program.saved_run import SavedRun, load_run
@@ -57,7 +57,7 @@ def build_trainer(run: SavedRun, out: Path) -> L.Trainer:
         run.config.trainer,
         **ONE_DEVICE,
         callbacks=[instantiate(callbacks[name]) for name in CALLBACKS if name in callbacks],
-        logger=TensorBoardLogger(out, name="", version="", default_hp_metric=False),
+        logger=OverviewLogger(out, "test"),
     )
 
 

@@ -89,9 +89,7 @@ def build(
     chosen = [c for c in (config.get("callbacks") or {}).values() if c and "_target_" in c]
     callbacks = [results, *map(instantiate, chosen), CheckpointOnSignal(run.last)]
     # what the interrupted run logged after its checkpoint will be logged again
-    tensorboard = OverviewLogger(
-        run.path, name="", version="", default_hp_metric=False, purge_step=step
-    )
+    tensorboard = OverviewLogger(run.path, "train", purge_step=step)
     others = [instantiate(logger) for logger in (config.get("logger") or {}).values()]
     for logger in others:
         logger.log_hyperparams(values)

@@ -36,7 +36,7 @@ def curve(path, *arguments):
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
-    events = EventAccumulator(str(path))
+    events = EventAccumulator(str(path / "train"))
     events.Reload()
     return torch.tensor([event.value for event in events.Scalars("train/loss")])
 

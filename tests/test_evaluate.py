@@ -35,7 +35,7 @@ def test_a_run_evaluated_again_has_its_own_figures(evaluate, smoke_run, tmp_path
         with Image.open(tmp_path / f"again/pictures/{name}.png") as picture:
             assert min(picture.size) > 300
             assert len(picture.convert("RGB").getcolors(2**24)) > 10
-    assert list((tmp_path / "again").glob("events.out.tfevents*"))
+    assert list((tmp_path / "again/test").glob("events.out.tfevents*"))
 
 
 def test_a_lone_checkpoint_is_enough(evaluate, smoke_run, tmp_path):

@@ -41,7 +41,7 @@ def test_switches_are_followed(train, tmp_path, switches):
     assert found == checkpoints.split()
     named = next(line for line in run.out.splitlines() if line.startswith("checkpoint:"))
     assert Path(named.split(maxsplit=1)[1]).exists() == ("last" in checkpoints)
-    events = list((tmp_path / "run").glob("events*"))
+    events = list((tmp_path / "run").glob("train/events*"))
     unlogged = "++trainer.logger=false", "+trainer.fast_dev_run=true", "+trainer.barebones=true"
     assert bool(events) == ("tensorboard --logdir" in run.out) == (switches not in unlogged)
     assert "gradients" not in run.out, "callbacks=no_checks"
@@ -114,7 +114,7 @@ def test_a_table_of_the_scalars_beside_tensorboard(train, tmp_path):
     assert train(*SMOKE, "logger=csv", f"hydra.run.dir={run}").status == 0
     more = "trainer.max_epochs=3", "ckpt_path=last"
     assert train(*SMOKE, "logger=csv", f"hydra.run.dir={run}", *more).status == 0
-    assert list(run.glob("events*"))
+    assert list(run.glob("train/events*"))
     for version, steps in (("version_0", range(8)), ("version_1", range(8, 12))):
         rows = list(csv.DictReader((run / "csv" / version / "metrics.csv").open()))
         assert [int(r["step"]) for r in rows if r["train/loss"]] == list(steps)

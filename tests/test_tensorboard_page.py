@@ -11,7 +11,7 @@ from experiments.simclr.evaluation.overview import OVERVIEW
 
 @pytest.fixture(scope="module")
 def page(smoke_run):
-    found = EventAccumulator(str(smoke_run), {"tensors": 0})
+    found = EventAccumulator(str(smoke_run / "train"), {"tensors": 0})
     found.Reload()
     return found
 
@@ -86,10 +86,10 @@ def test_pictures(page, smoke_run):
 
 
 def test_embedding_has_thumbnails_and_class_names(smoke_run):
-    projector = (smoke_run / "projector_config.pbtxt").read_text()
+    projector = (smoke_run / "train/projector_config.pbtxt").read_text()
     assert "sprite.png" in projector
-    (names,) = smoke_run.glob("*/test_features/metadata.tsv")
-    (rows,) = smoke_run.glob("*/test_features/tensors.tsv")
+    (names,) = smoke_run.glob("train/*/test_features/metadata.tsv")
+    (rows,) = smoke_run.glob("train/*/test_features/tensors.tsv")
     assert len(names.read_text().splitlines()) == len(rows.read_text().splitlines()) == 48
 
 

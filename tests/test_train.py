@@ -122,7 +122,7 @@ def test_class_folders_of_any_name_leave_results(train, tmp_path):
     run = train(SMOKE, *data, "callbacks=no_checks", f"hydra.run.dir={tmp_path}/run")
     assert run.status == 0, run.err
     assert json.loads((tmp_path / "run/results.json").read_text())["test/knn"] is not None
-    (names,) = (tmp_path / "run").glob("*/test_features/metadata.tsv")
+    (names,) = (tmp_path / "run/train").glob("*/test_features/metadata.tsv")
     assert set(names.read_text().splitlines()) <= {r"caf\xe9", r"two\nlines", "$x$", r"tab\there"}
     for name in ("nearest_neighbours", "confusion_matrix"):
         assert (tmp_path / f"run/pictures/{name}.png").exists()
@@ -152,7 +152,7 @@ def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, twin_loss):
         run = tmp_path / name
         assert train(SMOKE, *exact, f"loss={name}", f"hydra.run.dir={run}").status == 0
         found.append({n.removeprefix("loss."): w for n, w in weights(run).items()})
-        events = EventAccumulator(str(run))
+        events = EventAccumulator(str(run / "train"))
         events.Reload()
         curves.append([point.value for point in events.Scalars("train/loss")])
     ours, twin = found

@@ -58,7 +58,7 @@ def curve(run: Path, settings: list[str]) -> np.ndarray:
         every_step = ["trainer.log_every_n_steps=1", "callbacks=no_checks"]
         command += [*every_step, *settings]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    events = EventAccumulator(str(run), {"scalars": 0})
+    events = EventAccumulator(str(run / "train"), {"scalars": 0})
     events.Reload()
     return np.array([point.value for point in events.Scalars("train/loss")])
 

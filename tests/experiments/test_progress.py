@@ -143,7 +143,7 @@ def test_the_bar_takes_two_lines(width):
 
 
 def scalars(path, tag):
-    events = EventAccumulator(str(path))
+    events = EventAccumulator(str(path / "train"))
     events.Reload()
     return [(point.step, point.value) for point in events.Scalars(tag)]
 

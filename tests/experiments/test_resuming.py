@@ -14,7 +14,7 @@ STEPS = 4  # of the smoke run's epochs
 
 
 def rates(path) -> dict[int, float]:
-    events = EventAccumulator(str(path))
+    events = EventAccumulator(str(path / "train"))
     events.Reload()
     return {point.step: point.value for point in events.Scalars("train/learning_rate")}
 

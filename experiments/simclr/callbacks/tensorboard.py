@@ -43,12 +43,10 @@ CHOICES = ("seed", "loss", "optimizer", "data.batch_size", "trainer.max_epochs")
 DULL = ("_partial_", "gather_distributed")
 
 
-def writer_of(trainer: L.Trainer):
-    """The SummaryWriter of the trainer's TensorBoard logger; None if it has no such logger."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            return logger.experiment
-    return None
+def logger_of(trainer: L.Trainer) -> TensorBoardLogger | None:
+    """The trainer's TensorBoard logger, in the process that writes; None if it has none."""
+    found = (logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+    return next(found, None) if trainer.is_global_zero else None
 
 
 class TensorBoardPictures(L.Callback):
@@ -72,12 +70,13 @@ class TensorBoardPictures(L.Callback):
             self._show_run(trainer, module)
 
     def on_test_end(self, trainer, module) -> None:
-        if (writer := writer_of(trainer)) is None or module.evaluation is None:
+        if (logger := logger_of(trainer)) is None or module.evaluation is None:
             return
+        writer = logger.experiment
         with dispensable("the pictures of the evaluation"):
             figures = evaluation_figures(trainer.datamodule, module.evaluation)
             for tag, figure in figures.items():
-                self._add(trainer, writer, tag, figure)
+                self._add(trainer, logger, tag, figure)
         with dispensable("the embedding of the test part"):
             self._add_embedding(trainer, writer, module.evaluation)
         if self._trained:
@@ -87,8 +86,9 @@ class TensorBoardPictures(L.Callback):
         writer.flush()
 
     def _show_run(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if (writer := writer_of(trainer)) is None:
+        if (logger := logger_of(trainer)) is None:
             return
+        writer = logger.experiment
         add_layout(writer, "run", LAYOUT)
         text = yaml.safe_dump(dict(module.hparams), sort_keys=False)
         writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
@@ -97,7 +97,7 @@ class TensorBoardPictures(L.Callback):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             views = module.views(images)
-        self._add(trainer, writer, "augmentation/views", pictures.view_figure(images, *views))
+        self._add(trainer, logger, "augmentation/views", pictures.view_figure(images, *views))
 
     def _add_embedding(self, trainer: L.Trainer, writer: Any, evaluation: Evaluation) -> None:
         data, features = trainer.datamodule, evaluation.features[: self.embedding_images].cpu()
@@ -112,12 +112,12 @@ class TensorBoardPictures(L.Callback):
             tag="test_features",
         )
 
-    def _add(self, trainer: L.Trainer, writer: Any, tag: str, figure: Figure) -> None:
+    def _add(self, trainer: L.Trainer, logger: TensorBoardLogger, tag: str, figure: Figure) -> None:
         # not trainer.log_dir: it asks every process, and only one is here
-        folder = Path(writer.log_dir) / "pictures"
+        folder = Path(logger.log_dir) / "pictures"
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{tag.rpartition('/')[2]}.png", dpi=3 * figure.dpi)
-        writer.add_figure(tag, figure, trainer.global_step)
+        logger.experiment.add_figure(tag, figure, trainer.global_step)
 
 
 @contextmanager

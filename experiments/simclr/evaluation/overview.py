@@ -1,8 +1,12 @@
 """What a run's first page in TensorBoard begins with: is it learning, and is it collapsing?"""
 
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from torch.utils.tensorboard import SummaryWriter
 
 # TensorBoard sorts by letters' codes: a capital's group comes before the others, and within it the
 # figures "gradient of loss on ..." of cosloss.callbacks come third
@@ -39,7 +43,26 @@ class OverviewLogger(TensorBoardLogger):
     """Lightning's, with the scalars of OVERVIEW a second time, side by side and explained.
 
     `epoch` is left out: a straight line.
+
+    Args:
+        directory: of the run.
+        run: what TensorBoard calls it, which is the name of the folder of its files in the
+            directory; in the directory itself they would be a run called ".".
+        purge_step: events of this step and later ones, of an interrupted run, are forgotten.
     """
+
+    def __init__(self, directory: Path, run: str, purge_step: int | None = None) -> None:
+        super().__init__(
+            directory, name="", version="", default_hp_metric=False, purge_step=purge_step
+        )
+        self.events = directory / run
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        if self._experiment is None:
+            self._experiment = SummaryWriter(self.events, **self._kwargs)
+        return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics, step=None) -> None:

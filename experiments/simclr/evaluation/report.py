@@ -71,7 +71,7 @@ def show(results: Mapping, files: Mapping[str, Path], logs: Path) -> None:
     # plain prints: a path must stay on one line to be copied
     for name, path in files.items():
         print(f"{name + ':':<12} {path if path.exists() else 'none was written'}")
-    if not any(logs.glob("events.out.tfevents.*")):
+    if not any(logs.glob("*/events.out.tfevents.*")):
         return
     print(f"look at it:  tensorboard --logdir {logs}")
     if "gradient_checks/run" in results:
