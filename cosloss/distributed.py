@@ -51,21 +51,36 @@ class Peers:
         return parts[self.rank], torch.cat(parts)
 
 
-def peers(items: int, device: torch.device, **learnable: float | Tensor) -> Peers | None:
+def peers(
+    items: int,
+    device: torch.device,
+    hard_negatives: int | None = None,
+    **learnable: float | Tensor,
+) -> Peers | None:
     """The processes that gather, or None where there is only this one.
 
+    hard_negatives: how many each item has, the same number in all processes.
     learnable: numbers that must be equal in all processes. Those that are tensors travel with the
         number of items, whose exchange waits for the device anyway; a warning names one that
         differs.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
-    own = torch.tensor(items, dtype=torch.float64, device=device)
+    given = [items] if hard_negatives is None else [items, hard_negatives]
+    own = torch.tensor(given, dtype=torch.float64, device=device)
     scalars = {name: x.detach().to(own) for name, x in learnable.items() if isinstance(x, Tensor)}
-    own = torch.stack([own, *scalars.values()])
+    own = torch.stack([*own, *scalars.values()])
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     _all_gather(parts, own)
     counts, *columns = zip(*torch.stack(parts).tolist(), strict=True)
+    if hard_negatives is not None:
+        per_item, *columns = columns
+        if min(per_item) < max(per_item):
+            listed = ", ".join(f"{n:.0f}" for n in per_item)
+            raise ValueError(
+                "hard_negatives must have as many for each query in every process, which "
+                f"gather_distributed joins; got {listed}"
+            )
     for name, values in zip(scalars, columns, strict=True):
         if min(values) < max(values):
             listed = ", ".join(f"{value:.6g}" for value in values)

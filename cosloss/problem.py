@@ -100,6 +100,10 @@ class Problem:
     column_losses: whether every column has a loss as well as every row (CLIP's symmetric loss);
         always so where the columns are the rows.
     self_similarity: whether the columns are the rows.
+    negatives_beside: whether further negatives are columns after the second view's rows, instead of
+        in their place.
+    own_columns: across processes, the mask of everyone's rows with the own columns, where that is
+        not the transposed one.
     positives: where a row's positive logit is the mean of several of the matrix; only for an lse
         with column losses. Their gradient then goes through the matrix too, since close rows are
         pulled and pushed almost alike, and the two parts cancel best pair by pair.
@@ -109,6 +113,8 @@ class Problem:
     mask: Mask
     column_losses: bool
     self_similarity: bool = False
+    negatives_beside: bool = False
+    own_columns: Mask | None = None
     positives: PositiveMask | None = None
 
     @property

@@ -14,6 +14,12 @@ LOSSES = {
     "each": lambda m, a, b, t: m.info_nce_loss(a, b, t, reduction="none"),
     "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True, reduction="none"),
     "queue": lambda m, a, b, t: m.info_nce_loss(a, b, t, torch.cat([a, b, a * b])),
+    "hard": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, hard_negatives=torch.stack([a * b, a + b], 1), ignore=LABELS[: len(a)]
+    ),
+    "shared hard": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, symmetric=True, reduction="none", hard_negatives=(a * b)[1:]
+    ),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
     "other class": lambda m, a, b, t: m.sup_con_loss(
         a + b, LABELS[: len(a)], t, ignore=LABELS[: len(a)] // 2

@@ -28,6 +28,12 @@ LOSSES = {
     "symmetric": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, symmetric=True, ignore=ids, weight=ids + 0.5, **k
     ),
+    "hard negatives": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, hard_negatives=torch.stack([a * b, a + b], 1), **k
+    ),
+    "hard negatives, symmetric": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, None, True, hard_negatives=(a * b)[:, None], ignore=ids, weight=ids + 0.5, **k
+    ),
     "sigmoid": lambda a, b, t, ids, **k: functional.sigmoid_contrastive_loss(
         a, b, t, 3 * t - 2, **k
     ),

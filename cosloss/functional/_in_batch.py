@@ -41,14 +41,17 @@ class Options(NamedTuple):
         if self.weight is not None:
             check_weight(self.weight, z)
 
-    def peers(self, z: Tensor, **scalars: float | Tensor) -> Peers | None:
+    def peers(
+        self, z: Tensor, hard_negatives: int | None = None, **scalars: float | Tensor
+    ) -> Peers | None:
         """The processes to gather from, or None where there is only this one.
 
+        hard_negatives: how many an item has.
         scalars: the loss's temperature and bias, which must be equal in all processes.
         """
         if not self.gather_distributed:
             return None
-        peers = find_peers(z.shape[0], z.device, **scalars)
+        peers = find_peers(z.shape[0], z.device, hard_negatives, **scalars)
         if peers is not None and self.reduction == "none":
             raise ValueError(
                 "gather_distributed gives one number, the joined batch's: reduction must "
@@ -122,7 +125,7 @@ def loss_of_pairs(
         bias = as_number(bias, dtype)
         scalars["bias"] = bias
         bias = bias.to(wide) if isinstance(bias, Tensor) else z1.new_tensor(bias, dtype=wide)
-    peers = options.peers(z1, **scalars)
+    peers = options.peers(z1, None, **scalars)
     if bias is None:  # a pair's sigmoid loss needs no negative
         warn_without_negatives(z1.shape[0], options.ignore, peers)
     mask = item_mask(z1, 2 if self_similarity else 1, options.ignore, peers)

@@ -1,5 +1,7 @@
 """InfoNCE: a query finds its key among the batch's keys, or among a queue of negatives."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,7 +14,13 @@ from cosloss.functional._checks import (
     check_pairs,
     check_temperature,
 )
-from cosloss.functional._in_batch import Options, largest_logit, loss_of_pairs, reduced_loss
+from cosloss.functional._in_batch import (
+    Options,
+    item_mask,
+    largest_logit,
+    loss_of_pairs,
+    reduced_loss,
+)
 from cosloss.problem import Mask, Problem
 
 
@@ -24,6 +32,7 @@ def info_nce_loss(
     symmetric: bool = False,
     reduction: str = "mean",
     *,
+    hard_negatives: Float[Tensor, "n k d"] | Float[Tensor, "m d"] | None = None,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: bool = False,
@@ -33,7 +42,8 @@ def info_nce_loss(
     l_i = -S_ii / temperature + log sum_j exp(S_ij / temperature)
 
     with S_ij the cosine similarity of query i and key j. With `negatives`, the sum is over query
-    i's own key and those negatives. Memory is O(N D).
+    i's own key and those negatives; with `hard_negatives`, over all keys and those. Memory is
+    O(N D).
 
     Args:
         query: (N, D), floating point; rows need not be normalised.
@@ -42,6 +52,9 @@ def info_nce_loss(
         negatives: (K, D), K >= 1: the negatives of every query, in place of the other keys.
         symmetric: average with the loss of finding the query of a key (CLIP).
         reduction: "none" gives (N,); "sum" and "mean" are over those.
+        hard_negatives: (N, K, D), K >= 1 for each query, or (M, D); negatives of every query,
+            beside the other keys. If symmetric, the losses of the keys are without them. With
+            gather_distributed (N, K, D), and everyone's are every query's negatives.
         ignore: (N,), one group id per pair; pairs of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
@@ -56,8 +69,9 @@ def info_nce_loss(
     Raises:
         TypeError: an input is not a real floating-point tensor, or an option of another kind.
         ValueError: rows have no columns, shapes do not match, tensors are on two devices,
-            the batch or `negatives` is empty, `negatives` comes with symmetric, ignore or
-            gather_distributed, temperature is not positive and finite, or reduction is invalid.
+            the batch or the negatives are empty, `negatives` comes with hard_negatives, symmetric,
+            ignore or gather_distributed, temperature is not positive and finite, or reduction is
+            invalid.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)
@@ -66,7 +80,8 @@ def info_nce_loss(
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018,
     eq. 4; negatives: He et al., "Momentum Contrast", 2020, eq. 1; symmetric: Radford et al.,
-    "Learning Transferable Visual Models From Natural Language Supervision", 2021, figure 3.
+    "Learning Transferable Visual Models From Natural Language Supervision", 2021, figure 3;
+    hard_negatives: Karpukhin et al., "Dense Passage Retrieval", 2020, section 3.2.
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_pairs(query=query, key=key)
@@ -76,23 +91,74 @@ def info_nce_loss(
     options.check(query)
     criterion = CrossEntropy(largest_logit(temperature))
     if negatives is not None:
+        if hard_negatives is not None:
+            raise ValueError(
+                "negatives take the place of the other keys, hard_negatives come beside them; "
+                "got both"
+            )
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
         dtype = torch.promote_types(query.dtype, key.dtype)
         rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
         problem = Problem(criterion, Mask(), column_losses=False)
         return reduced_loss(rows, problem, options, as_number(temperature, dtype))
-    loss = loss_of_pairs(
-        query,
-        key,
-        criterion,
-        options,
-        temperature,
-        column_losses=symmetric,
-        self_similarity=False,
-    )
+    of_rows = partial(loss_of_pairs, criterion=criterion, options=options, temperature=temperature)
+    if hard_negatives is not None:
+        _check_hard_negatives(hard_negatives, query, gather_distributed)
+        loss = _with_hard_negatives(query, key, hard_negatives, criterion, options, temperature)
+        if not symmetric:
+            return loss
+        return (loss + of_rows(key, query, column_losses=False, self_similarity=False)) / 2
+    loss = of_rows(query, key, column_losses=symmetric, self_similarity=False)
     if symmetric and reduction == "none":
         return loss.view(2, n).mean(0)
     return loss / 2 if symmetric and reduction == "sum" else loss
+
+
+def _with_hard_negatives(
+    query: Tensor,
+    key: Tensor,
+    hard_negatives: Tensor,
+    criterion: CrossEntropy,
+    options: Options,
+    temperature: float | Tensor,
+) -> Tensor:
+    """The loss of queries among the keys and hard negatives (N, K, D) or (M, D)."""
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    query, key, hard = query.to(dtype), key.to(dtype), hard_negatives.to(dtype)
+    temperature = as_number(temperature, dtype)
+    count = hard.shape[1] if options.gather_distributed else None
+    peers = options.peers(query, count, temperature=temperature)
+    if hard.ndim == 3:  # all items' first, then all items' second: as they are gathered
+        hard = hard.transpose(0, 1).flatten(0, 1)
+    mask, own_columns = item_mask(query, 1, options.ignore, peers), None
+    if mask.groups is not None:
+        own, everyones = (ids.long() for ids in mask.groups)
+        other = everyones.max() + 1  # hard negatives are of no item's group
+
+        def of_columns(ids: Tensor) -> Tensor:
+            return torch.cat([ids, other.expand(ids.shape[0] * hard.shape[0] // own.shape[0])])
+
+        mask = Mask(groups=(own, of_columns(everyones)))
+        own_columns = Mask(groups=(everyones, of_columns(own)))
+    problem = Problem(criterion, mask, False, negatives_beside=True, own_columns=own_columns)
+    return reduced_loss((query, key, hard), problem, options, temperature, peers=peers)
+
+
+def _check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:
+    check_floating(hard_negatives=hard)
+    n, d = query.shape
+    fits = hard.ndim in (2, 3) and hard.shape[-1] == d and hard.numel() > 0
+    if not fits or (hard.ndim == 3 and hard.shape[0] != n):
+        raise ValueError(
+            f"hard_negatives must have shape ({n}, K, {d}), or (M, {d}) for all queries, with at "
+            f"least one; got {tuple(hard.shape)}"
+        )
+    check_device("query", query, "hard_negatives", hard)
+    if gathered and hard.ndim == 2:
+        raise ValueError(
+            f"hard_negatives must have shape ({n}, K, {d}) with gather_distributed, each query's "
+            f"own; got {tuple(hard.shape)}"
+        )
 
 
 def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:

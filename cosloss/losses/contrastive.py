@@ -77,6 +77,8 @@ class InfoNCELoss(ContrastiveLoss):
         query: (N, D), floating point; rows need not be normalised.
         key: (N, D), row i the positive of query i.
         negatives (optional): (K, D), every query's negatives, in place of the other keys.
+        hard_negatives (optional, by name): (N, K, D) or (M, D), every query's negatives beside the
+            other keys.
         ignore (optional, by name): (N,), one integer group id per item; items of the same group
             are not negatives.
         weight (optional, by name): (N,), multiplies the item's losses before the reduction.
@@ -113,10 +115,18 @@ class InfoNCELoss(ContrastiveLoss):
         key: Tensor,
         negatives: Tensor | None = None,
         *,
+        hard_negatives: Tensor | None = None,
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        return self._loss(query, key, negatives=negatives, ignore=ignore, weight=weight)
+        return self._loss(
+            query,
+            key,
+            negatives=negatives,
+            hard_negatives=hard_negatives,
+            ignore=ignore,
+            weight=weight,
+        )
 
     def reference(self) -> Callable[..., Tensor]:
         """This module's twin in plain autograd torch operations, on one process."""

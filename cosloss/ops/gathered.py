@@ -42,9 +42,9 @@ def forward(
     """The joined batch's sum_i w_i l_i, the same in every process, and what `backward` needs."""
     assert weights is not None
     r, c = operands.r, operands.c
-    everyone = peers.gather(r if c is None else torch.cat([r, c], 1))
-    all_r = everyone[:, : r.shape[1]]
-    all_c = all_r if c is None else everyone[:, r.shape[1] :]
+    # an item's row, its column and its hard negatives travel side by side
+    everyone = peers.gather(r if c is None else torch.cat([r, *c.split(r.shape[0])], 1))
+    all_r, all_c = _rows_and_columns(everyone, r)
     one_way = replace(problem, column_losses=False)
     stat = engine.forward(r, all_c, bias, one_way)
     if problem.column_losses and c is not None:
@@ -79,13 +79,15 @@ def backward(
     r, c = operands.r, operands.c
     needs_r, needs_c, needs_bias = needs
     n = r.shape[0]
-    all_r = everyone[:, : r.shape[1]]
+    all_r, all_c = _rows_and_columns(everyone, r)
 
     def gradients(
         rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
     ) -> Gradients:
         """The gradients of a matrix of own rows or own columns with everyone's, from both stats."""
-        mask = problem.mask.transposed() if needs[1] else problem.mask
+        mask = problem.mask
+        if needs[1]:
+            mask = problem.own_columns or mask.transposed()
         here = replace(problem, mask=mask, column_losses=len(sides) == 2)
         stats = torch.cat(sides)
         d_pos_logit = None if problem.positives is None else grad * stats[:, D_POS_LOGIT]
@@ -107,12 +109,19 @@ def backward(
     two = _losses_per_item(problem, c) == 2
     if needs_r or needs_bias:
         sides = [own[:n], received[:, 3:]] if two else [own]
-        all_c = everyone[:, r.shape[1] :]
         grad_r, _, grad_bias = gradients(r, all_c, sides, (needs_r, False, needs_bias))
     if needs_c:
         sides = [received[:, :3], own[n:]] if two else [received]
         _, grad_c, _ = gradients(all_r, c, sides, (False, True, False))
     return (grad_r, grad_c, grad_bias), grad * d_positive
+
+
+def _rows_and_columns(everyone: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Everyone's rows, and their columns: those of all items, then their hard negatives."""
+    all_r, *columns = everyone.split(r.shape[1], 1)
+    if not columns:
+        return all_r, all_r
+    return all_r, columns[0] if len(columns) == 1 else torch.cat(columns)
 
 
 def _losses_per_item(problem: Problem, c: Tensor | None) -> int:

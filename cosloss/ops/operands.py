@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from cosloss.kernels.stats import Gradients
 from cosloss.problem import Problem
 
-Rows = tuple[Tensor, Tensor | None, Tensor | None]  # a first view, a second, and queued negatives
+Rows = tuple[Tensor, Tensor | None, Tensor | None]  # a first view, a second, and further negatives
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Operands:
     r: (N, D). c: (M, D), or None where the columns are the rows.
     pair: each row's logit with its pair, first view first, or its distance 1 - S where the
         criterion wants that; None of a single view.
-    norms: of the rows, and of the queued negatives.
+    norms: of the rows, and of the further negatives.
     """
 
     r: Tensor
@@ -60,8 +60,10 @@ def operands_of(
     r, c = r[:n], r[n:]
     if negatives is None:
         return Operands(r, c, pair, (norm,))
-    c, norm_c, _ = unit_rows.forward([negatives], scale=scale, dtype=dtype)
-    return Operands(r, c, pair, (norm, norm_c))
+    others, norm_c, _ = unit_rows.forward([negatives], scale=scale, dtype=dtype)
+    return Operands(
+        r, torch.cat([c, others]) if problem.negatives_beside else others, pair, (norm, norm_c)
+    )
 
 
 def positives_of(
@@ -109,7 +111,9 @@ def input_grads(
     d_negatives = None
     scale = temperature**-0.5
     if any(needs_rows[:2]):
-        grads: Sequence[Tensor | None] = [grad_r, grad_c if negatives is None else None]
+        of_second = negatives is None or problem.negatives_beside
+        grad_second = grad_c[: views[0].shape[0]] if of_second and grad_c is not None else None
+        grads: Sequence[Tensor | None] = [grad_r, grad_second]
         if problem.self_similarity:
             grads = [None] if grad_r is None else grad_r.chunk(len(views))
         needed = needs_rows[: len(views)]
@@ -117,8 +121,9 @@ def input_grads(
             grads, d_pair, views, norms[0], needed, scale=scale
         )
     if negatives is not None and needs_rows[2]:
+        assert grad_c is not None
         (d_negatives,) = unit_rows.backward(
-            [grad_c], None, [negatives], norms[1], [True], scale=scale
+            [grad_c[-negatives.shape[0] :]], None, [negatives], norms[1], [True], scale=scale
         )
     return [d_temperature, grad_bias if needs_bias else None, *d_views, d_negatives]
 
@@ -128,7 +133,7 @@ def tile_needs(rows: Rows, problem: Problem, needs: Sequence[bool]) -> tuple[boo
     temperature, bias, first, second, negatives = needs
     if problem.self_similarity:
         return temperature or first or second, False, bias
-    columns = second if rows[2] is None else negatives
+    columns = second if rows[2] is None else negatives or (problem.negatives_beside and second)
     return temperature or first, temperature or columns, bias
 
 

@@ -43,10 +43,14 @@ def info_nce_loss(
     symmetric: bool = False,
     reduction: str = "mean",
     *,
+    hard_negatives: Tensor | None = None,
     ignore: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE: cross entropy of query i's own key among the keys, or among it and `negatives`."""
+    """InfoNCE: cross entropy of query i's own key among the keys, or among it and `negatives`.
+
+    hard_negatives are among the keys then, but no query's.
+    """
     q, k = unit_rows(query), unit_rows(key)
     n = query.shape[0]
     if negatives is not None:
@@ -58,7 +62,11 @@ def info_nce_loss(
     allowed = _other_items(n, ignore, query.device)
     allowed[target, target] = True
     logits = (q @ k.T / temperature).masked_fill(~allowed, -torch.inf)
-    loss = cross_entropy(logits, target, reduction="none")
+    among = logits
+    if hard_negatives is not None:
+        hard = unit_rows(hard_negatives.flatten(0, -2))
+        among = torch.cat([logits, q @ hard.T / temperature], 1)
+    loss = cross_entropy(among, target, reduction="none")
     if symmetric:
         loss = (loss + cross_entropy(logits.T, target, reduction="none")) / 2
     return reduce(_weighted(loss, weight), reduction)

@@ -61,6 +61,11 @@ def _query_key_and_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     return {"query": x1, "key": x2, "negatives": x1.flip(0) + 0.3 * x2.roll(1, 0)}
 
 
+def _query_key_and_hard_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    hard = torch.stack([x1.flip(0) + 0.3 * x2.roll(1, 0), x2.flip(0) - 0.4 * x1.roll(2, 0)], 1)
+    return _query_key_and_temperature(x1, x2) | {"hard_negatives": hard}
+
+
 def _rows(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     return {"z": x1 + 0 * x2, "temperature": TEMPERATURE}
 
@@ -139,6 +144,17 @@ OPS = (
         reference.info_nce_loss,
         _generic(_query_key_and_negatives, {"temperature": 0.2, "reduction": "none"}),
         _hard(_query_key_and_negatives, lambda rows: {"temperature": 0.5}),
+    ),
+    Op(
+        "info_nce_loss, with hard negatives",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_key_and_hard_negatives,
+            {"reduction": "none"},
+            {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_query_key_and_hard_negatives, lambda rows: {}),
     ),
     Op(
         "sup_con_loss",

@@ -59,6 +59,17 @@ def moco(query, key, queue):
     return losses
 
 
+def with_hard_negatives(query, key, hard, groups=None):
+    """Multiple negatives ranking (Henderson et al., 2017) with given negatives beside the keys."""
+    losses = []
+    groups = range(len(query)) if groups is None else groups
+    for i, q in enumerate(query):
+        keys = [key[j] for j in range(len(key)) if j == i or groups[j] != groups[i]]
+        total = sum(math.exp(cosine(q, k) / TEMPERATURE) for k in [*keys, *hard])
+        losses.append(-math.log(math.exp(cosine(q, key[i]) / TEMPERATURE) / total))
+    return losses
+
+
 def sup_con(z, labels, groups=None):
     """groups: ids whose members are not each other's negatives."""
     losses = []
@@ -124,6 +135,24 @@ def test_info_nce():
         functional.info_nce_loss(q, k, TEMPERATURE, queue, reduction="none"),
         moco(*lists, queue.tolist()),
     )
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_info_nce_with_hard_negatives(groups):
+    q, k, hard = rows(0), rows(1), rows(2, count=14)
+    ignore = None if groups is None else torch.tensor(groups)
+    lists = q.tolist(), k.tolist(), hard.tolist()
+    paper = with_hard_negatives(*lists, groups)
+    for given in (hard, hard.view(7, 2, 5), hard.view(2, 7, 5).transpose(0, 1)):
+        ours = functional.info_nce_loss(
+            q, k, TEMPERATURE, hard_negatives=given, reduction="none", ignore=ignore
+        )
+        close(ours, paper)
+    back = with_hard_negatives(lists[1], lists[0], [], groups)
+    both = functional.info_nce_loss(
+        q, k, TEMPERATURE, None, True, "none", hard_negatives=hard, ignore=ignore
+    )
+    close(both, [(a + b) / 2 for a, b in zip(paper, back, strict=True)])
 
 
 def test_sup_con():

@@ -49,6 +49,15 @@ CALLS = {
         "abTwg",
     ),
     "queue": Call(lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, d["q"]), "abq"),
+    "hard negatives": Call(
+        lambda m, d: m.info_nce_loss(
+            d["a"], d["b"], d["T"], hard_negatives=d["h"], weight=d["w"], ignore=d["g"]
+        ),
+        "abThwg",
+    ),
+    "hard negatives, symmetric": Call(
+        lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, None, True, hard_negatives=d["q"]), "abq"
+    ),
     "sup_con": Call(
         lambda m, d: m.sup_con_loss(d["a"], d["l"], d["T"], weight=d["w"], ignore=d["g"]), "alTwg"
     ),
@@ -67,7 +76,7 @@ IN_BATCH.remove("cosine_embedding")
 
 
 def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 8) -> Arguments:
-    """One of each: two views, target, weight, groups, labels, temperature, bias and a queue."""
+    """One of each: views, hard negatives, a queue, target, weight, groups, labels and scalars."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -79,6 +88,7 @@ def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 
         "a": randn(rows, columns),
         "b": randn(rows, columns),
         "q": randn(5, columns),
+        "h": randn(rows, 2, columns),
         "y": 1 - 2 * (index % 2),
         "w": 0.3 + index.to(dtype) / rows,
         "g": index // 2 % 2,

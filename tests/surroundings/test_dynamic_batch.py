@@ -16,6 +16,16 @@ from tests.slow import slow
 from tests.surroundings.calls import arguments
 
 TWO = ("a", "b")
+
+
+class HardNegatives(InfoNCELoss):
+    """With hard negatives by position, as the other modules' tensors are given here."""
+
+    def forward(self, query, key, hard_negatives, *, ignore=None, weight=None):
+        options = {"ignore": ignore, "weight": weight}
+        return super().forward(query, key, hard_negatives=hard_negatives, **options)
+
+
 MODULES = {
     "nt_xent": (NTXentLoss(), TWO, True),
     "learnable": (NTXentLoss(0.3, learnable_temperature=True), TWO, True),
@@ -23,6 +33,7 @@ MODULES = {
     "info_nce": (InfoNCELoss(), TWO, True),
     "symmetric, sum": (InfoNCELoss(symmetric=True, reduction="sum"), TWO, True),
     "queue": (InfoNCELoss(), ("a", "b", "q"), False),
+    "hard negatives": (HardNegatives(), ("a", "b", "h"), True),
     "sup_con": (SupConLoss(), ("a", "l"), True),
     "sigmoid": (SigmoidContrastiveLoss(), TWO, True),
     "in_batch_cosine": (CosineEmbeddingLoss(), TWO, False),
