@@ -122,6 +122,7 @@ TAKES = {
     "device": NONE | WHOLE,
     "dtype": NONE,
     "chunk_size": WHOLE,
+    "size": WHOLE,
     "encoder": set(),
     "inputs": only(".* tensor .*|one-hot.*"),  # the encoder's
     "fn": set(),
@@ -161,6 +162,7 @@ ALSO = {
     ("cosine_similarity", "x2"): PROMOTED,
     ("CosineSimilarity()", "x1"): PROMOTED,
     ("CosineSimilarity()", "x2"): PROMOTED,
+    ("MemoryBank", "dim"): WHOLE,
     ("CosineSimilarity", "dim"): WHOLE | only("a negative int"),
     ("cosine_embedding_loss", "target"): NONE | ONE,
     ("CosineEmbeddingLoss()", "target"): NONE | ONE,
@@ -199,6 +201,7 @@ RIGHT = {
     "bias": -1.0,
     "target": torch.ones(N),
     "chunk_size": 2,
+    "size": 4,
     "encoder": MODEL,
     "fn": torch.tanh,
     "module": MODEL,
@@ -212,6 +215,7 @@ RIGHT = {
     "path": "missing.pt",
 }
 RIGHT_THERE = {
+    ("MemoryBank", "dim"): 3,
     ("GradientWatch", "target"): "1",
     ("GradientWatch", "twin"): None,
     ("compare_gradients", "twin"): None,

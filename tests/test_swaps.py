@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cosloss import InfoNCELoss, MemoryBank
+
 PAGE = Path(__file__).parents[1] / "docs" / "using-the-losses.md"
 
 # as in lightly's examples/pytorch/simclr.py
@@ -84,3 +86,53 @@ def test_the_swap_leaves_the_loop_and_the_curve(name, source):
     assert theirs.std() > 1e-3  # it moves
     # float32, over the steps' accumulated roundings
     torch.testing.assert_close(curve(ours), theirs, rtol=1e-4, atol=1e-5)
+
+
+def value_and_gradients(loss, tensors):
+    value = loss(*tensors)
+    return value, *torch.autograd.grad(value, tensors)
+
+
+def test_lightlys_memory_bank():
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is in the [bench] extra")
+    torch.manual_seed(0)
+    theirs = lightly.NTXentLoss(temperature=0.5, memory_bank_size=(36, 8))
+    theirs(*torch.randn(2, 12, 8))  # it makes its bank
+    ours, bank = InfoNCELoss(0.5), MemoryBank(36, 8)
+    bank.keys.copy_(theirs.memory_bank.bank)
+    bank.position.copy_(theirs.memory_bank.bank_ptr[0])
+    for _ in range(7):  # round the bank twice
+        query, key = torch.randn(2, 12, 8)
+        query.requires_grad_()
+        negatives = bank(key)
+        torch.testing.assert_close(
+            value_and_gradients(lambda q, k=key, n=negatives: ours(q, k, n), [query]),
+            value_and_gradients(lambda q, k=key: theirs(q, k), [query]),
+        )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("hard_negatives", [0, 1, 3])
+def test_sentence_transformers_ranking_loss(hard_negatives, symmetric):
+    module = "sentence_transformers.sentence_transformer.losses"
+    losses = pytest.importorskip(module, reason="sentence_transformers is in the [bench] extra")
+    directions = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
+    theirs = losses.MultipleNegativesRankingLoss(
+        torch.nn.Module(), scale=20.0, directions=directions, partition_mode="per_direction"
+    )
+    torch.manual_seed(0)
+    columns = [x.requires_grad_() for x in torch.randn(2 + hard_negatives, 12, 8).double()]
+
+    (block,) = re.findall(
+        r"<!-- swap: sentence_transformers -->\n```python\n(.*?)```", PAGE.read_text(), re.S
+    )
+    scope = {"torch": torch, "InfoNCELoss": InfoNCELoss}
+    exec(block, scope)
+    ours = scope["RankingLoss"](lambda x: x, symmetric=symmetric)
+    torch.testing.assert_close(
+        value_and_gradients(lambda *c: ours([{"sentence_embedding": x} for x in c]), columns),
+        value_and_gradients(
+            lambda *c: theirs.compute_loss_from_embeddings(list(c), labels=None), columns
+        ),
+    )

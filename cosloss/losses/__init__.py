@@ -7,11 +7,13 @@ from cosloss.losses.contrastive import (
     SupConLoss,
 )
 from cosloss.losses.cosine import CosineEmbeddingLoss, CosineSimilarity
+from cosloss.losses.memory_bank import MemoryBank
 
 __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarity",
     "InfoNCELoss",
+    "MemoryBank",
     "NTXentLoss",
     "SigmoidContrastiveLoss",
     "SupConLoss",
