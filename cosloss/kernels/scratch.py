@@ -75,21 +75,16 @@ class _Buffer:
         if self._view is None or key != self._key:
             self._view, self._key = None, key
             size = math.prod(shape) * like.element_size()
-            self._view = self._bytes(size).view(like.dtype).view(shape)
+            with torch.inference_mode(False):  # training may write to what an evaluation made
+                self._view = self._bytes(size).view(like.dtype).view(shape)
         return self._view
 
     def _bytes(self, size: int) -> Tensor:
         memory = self._memory
         if memory is None or not size <= memory.numel() <= 4 * size:
             self._memory = memory = None  # the old memory goes before the new comes
-            self._memory = memory = _bytes(size)
+            self._memory = memory = empty((size,), torch.empty(0, dtype=torch.uint8, device="cpu"))
         return memory[:size]
-
-
-def _bytes(size: int) -> Tensor:
-    """Uninitialised memory of the CPU, which training may write to after an evaluation made it."""
-    with torch.inference_mode(False):
-        return empty((size,), torch.empty(0, dtype=torch.uint8, device="cpu"))
 
 
 def _system_madvise() -> Callable[..., int] | None:

@@ -22,7 +22,17 @@ from cosloss.functional._checks import check_reduction, check_temperature
 from cosloss.modes import PLAIN
 
 
-class Loss(nn.Module):
+class Unscriptable(nn.Module):
+    """Abstract: a module that torch.jit.script is told not to compile."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            f"torch.jit.script does not support {type(self).__name__}: use torch.compile or "
+            "torch.export"
+        )
+
+
+class Loss(Unscriptable):
     """Abstract: a module over a function of `cosloss.functional` and its twin of the same name.
 
     function: the name of both.
@@ -54,12 +64,6 @@ class Loss(nn.Module):
                 f"{self.hyperparameters[0]} must be a number; got {described(first)}: "
                 f"{name} is a module, called as {name}()(...)"
             )
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise RuntimeError(
-            f"torch.jit.script does not support {type(self).__name__}: use torch.compile or "
-            "torch.export"
-        )
 
 
 class Options(TypedDict, total=False):

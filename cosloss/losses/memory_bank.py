@@ -2,14 +2,15 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosloss.arguments import check_count, check_device, check_dtype, check_flags, checked_device
 from cosloss.distributed import peers
 from cosloss.functional._checks import check_floating
+from cosloss.losses._base import Unscriptable
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(Unscriptable):
     """A queue of keys, first in, first out: `loss(query, key, bank(key))` with an `InfoNCELoss`.
 
     Called with a batch's keys it returns those of the batches before, and in training mode takes

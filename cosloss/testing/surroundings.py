@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosloss.kernels.scratch import release_memory
 from cosloss.testing.op import Op, Sample
 
 Surrounding = Callable[[Op, Sample, torch.dtype, str], float]
@@ -76,6 +77,7 @@ def autocast(op: Op, sample: Sample, dtype: torch.dtype, device: str) -> float:
 def inference_mode(op: Op, sample: Sample, dtype: torch.dtype, device: str) -> float:
     """An evaluation under `torch.inference_mode`, and a training step after it."""
     tensors = sample.tensors(dtype, device)
+    release_memory()  # the evaluation is the first to make any
     with torch.inference_mode():
         value = sample.bind(op.function)(*(x.clone() for x in tensors))
     found = _found(op, sample, tensors)

@@ -76,6 +76,15 @@ def test_a_loss_keeps_the_memory_of_its_tiles_until_it_is_handed_back():
     assert torch.equal(found, again)
 
 
+def test_memory_that_an_evaluation_made_may_be_written_to_by_training(workspace):
+    with torch.inference_mode():
+        workspace.scratch("some", (3, 4), torch.empty(0, dtype=torch.float64))
+    assert not workspace.scratch("some", (3, 4), torch.empty(0, dtype=torch.float64)).is_inference()
+    with torch.inference_mode():
+        workspace.scratch("large", (3, 4), torch.empty(0), largest=1)
+    workspace.scratch("large", (3, 4), torch.empty(0), largest=1).zero_()
+
+
 def test_an_accelerators_memory_is_new_each_time(workspace):
     """Another stream may still be using what was given before."""
     like = FLOAT.to("meta")
