@@ -17,6 +17,16 @@ LOSSES = {
     "hard": lambda m, a, b, t: m.info_nce_loss(
         a, b, t, hard_negatives=torch.stack([a * b, a + b], 1), ignore=LABELS[: len(a)]
     ),
+    "key bias": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, symmetric=True, reduction="none", key_bias=b[:, 0] - 2 * a[:, 1]
+    ),
+    "hard, key bias": lambda m, a, b, t: m.info_nce_loss(
+        a,
+        b,
+        t,
+        hard_negatives=torch.stack([a * b, a + b], 1),
+        key_bias=torch.cat([b[:, 0], 2 * a[:, 1], b[:, 2]]),
+    ),
     "shared hard": lambda m, a, b, t: m.info_nce_loss(
         a, b, t, symmetric=True, reduction="none", hard_negatives=(a * b)[1:]
     ),

@@ -34,6 +34,17 @@ LOSSES = {
     "hard negatives, symmetric": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, None, True, hard_negatives=(a * b)[:, None], ignore=ids, weight=ids + 0.5, **k
     ),
+    "key bias": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, None, True, key_bias=b[:, 0] + ids, **k
+    ),
+    "hard negatives, key bias": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a,
+        b,
+        t,
+        hard_negatives=torch.stack([a * b, a + b], 1),
+        key_bias=torch.cat([b[:, 0], torch.stack([a[:, 1], b[:, 2] - ids], 1).flatten()]),
+        **k,
+    ),
     "sigmoid": lambda a, b, t, ids, **k: functional.sigmoid_contrastive_loss(
         a, b, t, 3 * t - 2, **k
     ),

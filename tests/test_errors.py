@@ -101,6 +101,7 @@ TAKES = {
     "query": EMBEDDINGS,
     "key": EMBEDDINGS,
     "negatives": EMBEDDINGS | NONE | {"float tensor (N - 1, D)"},
+    "key_bias": NONE | {"float tensor (N,)"},
     "hard_negatives": NONE | only(r"float tensor \((N|N - 1|N, 2), D\)"),
     "input1": BROADCAST,
     "input2": BROADCAST,

@@ -112,9 +112,11 @@ def loss_of_pairs(
     *,
     column_losses: bool,
     self_similarity: bool,
+    column_bias: Tensor | None = None,
 ) -> Tensor:
     """The reduced loss of two views, each row's positive the other view's row of the same item.
 
+    bias: on every logit; column_bias: on those of each of z2's rows.
     self_similarity: whether all rows of both are compared with all, or z1's rows with z2's.
     """
     dtype = torch.promote_types(z1.dtype, z2.dtype)
@@ -130,6 +132,8 @@ def loss_of_pairs(
         warn_without_negatives(z1.shape[0], options.ignore, peers)
     mask = item_mask(z1, 2 if self_similarity else 1, options.ignore, peers)
     problem = Problem(criterion, mask, column_losses, self_similarity)
+    if column_bias is not None:
+        bias = column_bias.to(torch.promote_types(dtype, torch.float32))
     return reduced_loss((z1, z2, None), problem, options, temperature, bias, peers)
 
 

@@ -33,6 +33,7 @@ def info_nce_loss(
     reduction: str = "mean",
     *,
     hard_negatives: Float[Tensor, "n k d"] | Float[Tensor, "m d"] | None = None,
+    key_bias: Float[Tensor, " columns"] | None = None,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: bool = False,
@@ -42,8 +43,8 @@ def info_nce_loss(
     l_i = -S_ii / temperature + log sum_j exp(S_ij / temperature)
 
     with S_ij the cosine similarity of query i and key j. With `negatives`, the sum is over query
-    i's own key and those negatives; with `hard_negatives`, over all keys and those. Memory is
-    O(N D).
+    i's own key and those negatives; with `hard_negatives`, over all keys and those. With `key_bias`
+    b_j is added to the logits S_ij / temperature of key j. Memory is O(N D).
 
     Args:
         query: (N, D), floating point; rows need not be normalised.
@@ -55,6 +56,10 @@ def info_nce_loss(
         hard_negatives: (N, K, D), K >= 1 for each query, or (M, D); negatives of every query,
             beside the other keys. If symmetric, the losses of the keys are without them. With
             gather_distributed (N, K, D), and everyone's are every query's negatives.
+        key_bias: (N,), finite, on the logits of each key; with hard negatives (N + M,) or
+            (N + N K,), and theirs follow in the order of `hard_negatives.flatten(0, -2)`. It may
+            require a gradient. To correct for keys that are drawn by their frequency it is minus
+            the logarithm of that. The losses of the keys, if symmetric, do not change with it.
         ignore: (N,), one group id per pair; pairs of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
@@ -69,9 +74,9 @@ def info_nce_loss(
     Raises:
         TypeError: an input is not a real floating-point tensor, or an option of another kind.
         ValueError: rows have no columns, shapes do not match, tensors are on two devices,
-            the batch or the negatives are empty, `negatives` comes with hard_negatives, symmetric,
-            ignore or gather_distributed, temperature is not positive and finite, or reduction is
-            invalid.
+            the batch or the negatives are empty, `negatives` comes with hard_negatives, key_bias,
+            symmetric, ignore or gather_distributed, temperature is not positive and finite, or
+            reduction is invalid.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)
@@ -81,7 +86,8 @@ def info_nce_loss(
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018,
     eq. 4; negatives: He et al., "Momentum Contrast", 2020, eq. 1; symmetric: Radford et al.,
     "Learning Transferable Visual Models From Natural Language Supervision", 2021, figure 3;
-    hard_negatives: Karpukhin et al., "Dense Passage Retrieval", 2020, section 3.2.
+    hard_negatives: Karpukhin et al., "Dense Passage Retrieval", 2020, section 3.2; key_bias: Yi et
+    al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019.
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_pairs(query=query, key=key)
@@ -89,13 +95,13 @@ def info_nce_loss(
     check_flags(symmetric=symmetric)
     n = query.shape[0]
     options.check(query)
-    criterion = CrossEntropy(largest_logit(temperature))
+    criterion = CrossEntropy(largest_logit(temperature) if key_bias is None else torch.inf)
     if negatives is not None:
-        if hard_negatives is not None:
-            raise ValueError(
-                "negatives take the place of the other keys, hard_negatives come beside them; "
-                "got both"
-            )
+        for name, other in (("hard_negatives", hard_negatives), ("key_bias", key_bias)):
+            if other is not None:
+                raise ValueError(
+                    f"negatives take the place of the other keys, which {name} needs; got both"
+                )
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
         dtype = torch.promote_types(query.dtype, key.dtype)
         rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
@@ -104,11 +110,15 @@ def info_nce_loss(
     of_rows = partial(loss_of_pairs, criterion=criterion, options=options, temperature=temperature)
     if hard_negatives is not None:
         _check_hard_negatives(hard_negatives, query, gather_distributed)
-        loss = _with_hard_negatives(query, key, hard_negatives, criterion, options, temperature)
+        _check_key_bias(key_bias, query, n + hard_negatives.flatten(0, -2).shape[0])
+        loss = _with_hard_negatives(
+            query, key, hard_negatives, key_bias, criterion, options, temperature
+        )
         if not symmetric:
             return loss
         return (loss + of_rows(key, query, column_losses=False, self_similarity=False)) / 2
-    loss = of_rows(query, key, column_losses=symmetric, self_similarity=False)
+    _check_key_bias(key_bias, query, n)
+    loss = of_rows(query, key, column_losses=symmetric, self_similarity=False, column_bias=key_bias)
     if symmetric and reduction == "none":
         return loss.view(2, n).mean(0)
     return loss / 2 if symmetric and reduction == "sum" else loss
@@ -118,17 +128,21 @@ def _with_hard_negatives(
     query: Tensor,
     key: Tensor,
     hard_negatives: Tensor,
+    key_bias: Tensor | None,
     criterion: CrossEntropy,
     options: Options,
     temperature: float | Tensor,
 ) -> Tensor:
     """The loss of queries among the keys and hard negatives (N, K, D) or (M, D)."""
-    dtype = torch.promote_types(query.dtype, key.dtype)
+    n, dtype = query.shape[0], torch.promote_types(query.dtype, key.dtype)
     query, key, hard = query.to(dtype), key.to(dtype), hard_negatives.to(dtype)
     temperature = as_number(temperature, dtype)
     count = hard.shape[1] if options.gather_distributed else None
     peers = options.peers(query, count, temperature=temperature)
     if hard.ndim == 3:  # all items' first, then all items' second: as they are gathered
+        if key_bias is not None:
+            of_hard = key_bias[n:].view(hard.shape[:2]).T.flatten()
+            key_bias = torch.cat([key_bias[:n], of_hard])
         hard = hard.transpose(0, 1).flatten(0, 1)
     mask, own_columns = item_mask(query, 1, options.ignore, peers), None
     if mask.groups is not None:
@@ -141,7 +155,9 @@ def _with_hard_negatives(
         mask = Mask(groups=(own, of_columns(everyones)))
         own_columns = Mask(groups=(everyones, of_columns(own)))
     problem = Problem(criterion, mask, False, negatives_beside=True, own_columns=own_columns)
-    return reduced_loss((query, key, hard), problem, options, temperature, peers=peers)
+    if key_bias is not None:
+        key_bias = key_bias.to(torch.promote_types(dtype, torch.float32))
+    return reduced_loss((query, key, hard), problem, options, temperature, key_bias, peers)
 
 
 def _check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:
@@ -159,6 +175,18 @@ def _check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:
             f"hard_negatives must have shape ({n}, K, {d}) with gather_distributed, each query's "
             f"own; got {tuple(hard.shape)}"
         )
+
+
+def _check_key_bias(bias: Tensor | None, query: Tensor, columns: int) -> None:
+    if bias is None:
+        return
+    check_floating(key_bias=bias)
+    if bias.shape != (columns,):
+        raise ValueError(
+            f"key_bias must hold a number for each key, then each hard negative, shape ({columns},)"
+            f"; got {tuple(bias.shape)}"
+        )
+    check_device("query", query, "key_bias", bias)
 
 
 def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:

@@ -79,6 +79,7 @@ class InfoNCELoss(ContrastiveLoss):
         negatives (optional): (K, D), every query's negatives, in place of the other keys.
         hard_negatives (optional, by name): (N, K, D) or (M, D), every query's negatives beside the
             other keys.
+        key_bias (optional, by name): (N,), on each key's logits; then the hard negatives'.
         ignore (optional, by name): (N,), one integer group id per item; items of the same group
             are not negatives.
         weight (optional, by name): (N,), multiplies the item's losses before the reduction.
@@ -116,6 +117,7 @@ class InfoNCELoss(ContrastiveLoss):
         negatives: Tensor | None = None,
         *,
         hard_negatives: Tensor | None = None,
+        key_bias: Tensor | None = None,
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
@@ -124,6 +126,7 @@ class InfoNCELoss(ContrastiveLoss):
             key,
             negatives=negatives,
             hard_negatives=hard_negatives,
+            key_bias=key_bias,
             ignore=ignore,
             weight=weight,
         )

@@ -34,14 +34,13 @@ D_STAT, STAT, LOSS, D_POS_LOGIT = range(4)
 def forward(
     engine: ModuleType,
     operands: Operands,
-    bias: Tensor | None,
     weights: Tensor | float | None,
     problem: Problem,
     peers: Peers,
 ) -> tuple[Tensor, ...]:
     """The joined batch's sum_i w_i l_i, the same in every process, and what `backward` needs."""
     assert weights is not None
-    r, c = operands.r, operands.c
+    r, c, bias = operands.r, operands.c, operands.bias
     # an item's row, its column and its hard negatives travel side by side
     everyone = peers.gather(r if c is None else torch.cat([r, *c.split(r.shape[0])], 1))
     all_r, all_c = _rows_and_columns(everyone, r)
@@ -49,7 +48,7 @@ def forward(
     stat = engine.forward(r, all_c, bias, one_way)
     if problem.column_losses and c is not None:
         stat = torch.cat([stat, engine.forward(c, all_r, bias, one_way)])
-    positive = positives_of(operands, all_r, bias, problem)
+    positive = positives_of(operands, all_r, problem)
     d_stat, d_positive = problem.criterion.loss_grad(stat, positive)
     d_positive = weights * d_positive
     sent = [weights * d_stat, stat, weights * problem.criterion.loss(stat, positive)]
@@ -66,7 +65,6 @@ def backward(
     engine: ModuleType,
     grad: Tensor,
     operands: Operands,
-    bias: Tensor | None,
     problem: Problem,
     needs: tuple[bool, bool, bool],
     found: Sequence[Tensor],
@@ -76,7 +74,7 @@ def backward(
     grad: on the loss, times the number of processes. found: what `forward` returned after it.
     """
     everyone, d_positive, own, received = found
-    r, c = operands.r, operands.c
+    r, c, bias = operands.r, operands.c, operands.bias
     needs_r, needs_c, needs_bias = needs
     n = r.shape[0]
     all_r, all_c = _rows_and_columns(everyone, r)

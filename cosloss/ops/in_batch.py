@@ -78,19 +78,17 @@ class InBatch(Function):
         )
         found: Sequence[Tensor | None]
         with without_autocast(rows[0]):
-            operands = operands_of(kernels.unit_rows, rows, temperature, problem, dtype)
+            operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, dtype)
             if peers is not None:
-                loss, *found = gathered.forward(
-                    kernels.in_batch, operands, bias, weights, problem, peers
-                )
+                loss, *found = gathered.forward(kernels.in_batch, operands, weights, problem, peers)
             else:
-                positive = positives_of(operands, None, bias, problem)
+                positive = positives_of(operands, None, problem)
                 if weights is not None and ctx.grads_in_forward:
-                    needed = tile_needs(rows, problem, needs)
+                    needed = tile_needs(rows, bias, problem, needs)
                     stat, d_positive, gradients = kernels.in_batch.forward_backward(
                         operands.r,
                         operands.c,
-                        bias,
+                        operands.bias,
                         problem,
                         weights=weights,
                         positive=positive,
@@ -107,7 +105,7 @@ class InBatch(Function):
                         needs,
                     )
                 else:
-                    stat = kernels.in_batch.forward(operands.r, operands.c, bias, problem)
+                    stat = kernels.in_batch.forward(operands.r, operands.c, operands.bias, problem)
                     found = (stat,)
                 loss = problem.criterion.loss(stat, positive)
                 loss = loss if weights is None else (loss * weights).sum()
@@ -154,33 +152,31 @@ def composition(
     with without_autocast(rows[0]):
         # the custom op rounds its operands itself: their gradient is not to be rounded
         wide = None if by_triton else dtype
-        operands = operands_of(eager.unit_rows, rows, temperature, problem, wide)
+        operands = operands_of(eager.unit_rows, rows, temperature, bias, problem, wide)
         if by_triton:
             pair = None
             if problem.positives is None:
-                pair = positives_of(operands, None, bias, problem)
+                pair = positives_of(operands, None, problem)
             stat, positive = custom_ops.in_batch_stats(
-                operands.r, operands.c, bias, pair, problem, dtype
+                operands.r, operands.c, operands.bias, pair, problem, dtype
             )
         else:
-            stat, positive = _dense_stats(operands, bias, problem)
+            stat, positive = _dense_stats(operands, problem)
         loss = problem.criterion.loss(stat, positive)
         loss = loss if weights is None else (loss * weights).sum()
         return loss.to(torch.promote_types(rows[0].dtype, torch.float32))
 
 
-def _dense_stats(
-    operands: Operands, bias: Tensor | None, problem: Problem
-) -> tuple[Tensor, Tensor]:
+def _dense_stats(operands: Operands, problem: Problem) -> tuple[Tensor, Tensor]:
     """Every loss's statistic and positive, from the whole matrix."""
     r, c = operands.r, operands.c
     x = r @ (r if c is None else c).T
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if bias is not None:
-        x = x + bias
+    if operands.bias is not None:
+        x = x + operands.bias
     mask = problem.mask.dense(x)
     if problem.positives is None:
-        positive = positives_of(operands, None, bias, problem)
+        positive = positives_of(operands, None, problem)
     else:
         pairs = problem.positives.tile() & ~mask
         positive = torch.where(pairs, x, 0).sum(1) / problem.positives.count
@@ -202,23 +198,23 @@ def _tiled_grads(
     """The gradients on temperature, bias and rows, from tiles that are computed again."""
     kernels, problem, needs = ctx.kernels, ctx.problem, ctx.needs_input_grad[3:]
     with without_autocast(rows[0]):
-        operands = operands_of(kernels.unit_rows, rows, temperature, problem, ctx.dtype)
-        needed = tile_needs(rows, problem, needs)
+        operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, ctx.dtype)
+        needed = tile_needs(rows, bias, problem, needs)
         if ctx.peers is not None:
             gradients, d_positive = gathered.backward(
-                kernels.in_batch, grad * ctx.peers.world, operands, bias, problem, needed, found
+                kernels.in_batch, grad * ctx.peers.world, operands, problem, needed, found
             )
         else:
             (stat,) = found
             d_loss = grad if ctx.weights is None else grad * ctx.weights
             d_stat, d_positive = problem.criterion.loss_grad(
-                stat, positives_of(operands, None, bias, problem)
+                stat, positives_of(operands, None, problem)
             )
             d_positive = d_loss * d_positive
             gradients = kernels.in_batch.backward(
                 operands.r,
                 operands.c,
-                bias,
+                operands.bias,
                 problem,
                 d_stat=d_loss * d_stat,
                 stat=stat,

@@ -1,7 +1,8 @@
 """The operands of an in-batch loss: its embeddings scaled to logits, and their positives.
 
 With u = z / |z|, rows R = u / sqrt(T) for a temperature T, and columns C likewise, the logits are
-R C^T + b. A loss L reaches T through R, C and the positives alone, all of them powers of T:
+R C^T + b. A bias of each column is a further column of C, beside ones in R. A loss L reaches T
+through R, C and the positives alone, all of them powers of T:
 
     grad_T = -(<R, grad_R> + <C, grad_C>) / 2T - sum_i p_i grad_p_i / T,    p_i = <r_i, r_pair(i)>.
 """
@@ -9,6 +10,7 @@ R C^T + b. A loss L reaches T through R, C and the positives alone, all of them 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -28,12 +30,33 @@ class Operands:
     pair: each row's logit with its pair, first view first, or its distance 1 - S where the
         criterion wants that; None of a single view.
     norms: of the rows, and of the further negatives.
+    bias: on every logit, 0-d. column_bias: (M,), which r and c have in their last columns.
     """
 
     r: Tensor
     c: Tensor | None
     pair: Tensor | None
     norms: tuple[Tensor, ...]
+    bias: Tensor | None = None
+    column_bias: Tensor | None = None
+    appended: int = 0  # columns of the column bias
+
+    def add_column_bias(self, bias: Tensor) -> None:
+        """Give r and c the columns whose product is the bias, to float32's last digit.
+
+        In narrow products it would be rounded: it is the sum of three numbers of 8 bits.
+        """
+        assert self.c is not None
+        parts = [bias.to(self.c.dtype)]
+        if bias.dtype != torch.float64:
+            parts, rest = [], bias
+            for _ in range(3):
+                parts.append(rest.bfloat16().to(bias.dtype))
+                rest = rest - parts[-1]
+        columns = torch.stack(parts, 1).to(self.c.dtype)
+        self.r = torch.cat([self.r, self.r.new_ones(self.r.shape[0], len(parts))], 1)
+        self.c = torch.cat([self.c, columns], 1)
+        self.column_bias, self.appended = bias, len(parts)
 
     def release(self) -> None:
         """Hand back the memory of r and c, which serves the gradients."""
@@ -44,10 +67,31 @@ def operands_of(
     unit_rows: ModuleType,
     rows: Rows,
     temperature: float | Tensor,
+    bias: Tensor | None,
     problem: Problem,
     dtype: torch.dtype | None,
 ) -> Operands:
     """The operands by a backend's `unit_rows`, in the products' dtype, or None for a wide one."""
+    operands = _without_bias(unit_rows, rows, temperature, problem, dtype)
+    if has_columns(bias):
+        operands.add_column_bias(bias)
+    else:
+        operands.bias = bias
+    return operands
+
+
+def has_columns(bias: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether there is a bias of each column."""
+    return bias is not None and bias.ndim == 1
+
+
+def _without_bias(
+    unit_rows: ModuleType,
+    rows: Rows,
+    temperature: float | Tensor,
+    problem: Problem,
+    dtype: torch.dtype | None,
+) -> Operands:
     views, negatives, scale = _views(rows), rows[2], temperature**-0.5
     distance = problem.criterion.distance
     r, norm, pair = unit_rows.forward(views, scale=scale, dtype=None if distance else dtype)
@@ -66,15 +110,16 @@ def operands_of(
     )
 
 
-def positives_of(
-    operands: Operands, columns: Tensor | None, bias: Tensor | None, problem: Problem
-) -> Tensor:
+def positives_of(operands: Operands, columns: Tensor | None, problem: Problem) -> Tensor:
     """Each loss's positive; columns: those that the rows' positives are among, if several."""
-    r, pair = operands.r, operands.pair
+    r, pair, bias = operands.r, operands.pair, operands.bias
     if problem.positives is not None:
         return problem.positives.mean_logits(r, r if columns is None else columns)
     assert pair is not None
-    positive = pair if problem.column_losses else pair[: r.shape[0]]
+    n = r.shape[0]
+    positive = pair if problem.column_losses else pair[:n]
+    if operands.column_bias is not None:
+        return positive + operands.column_bias[:n].repeat(positive.shape[0] // n)
     return positive if bias is None else positive + bias
 
 
@@ -89,8 +134,9 @@ def input_grads(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients on temperature, bias and rows, where needed, from those on the operands."""
-    (grad_r, grad_c, grad_bias), pair, norms = gradients, operands.pair, operands.norms
+    pair, norms = operands.pair, operands.norms
     needs_temperature, needs_bias, *needs_rows = needs
+    grad_r, grad_c, grad_bias = _without_bias_columns(gradients, operands, d_positive)
     views, negatives = _views(rows), rows[2]
     d_pair = None
     if pair is not None:
@@ -105,8 +151,6 @@ def input_grads(
             along = along + 2 * _inner(pair, d_pair)
         d_temperature = (-along / (2 * temperature.to(along))).to(temperature)
     operands.release()
-    if grad_bias is not None and needs_bias:
-        grad_bias = grad_bias + d_positive.sum().to(grad_bias.dtype)
     d_views: list[Tensor | None] = [None, None]
     d_negatives = None
     scale = temperature**-0.5
@@ -128,13 +172,39 @@ def input_grads(
     return [d_temperature, grad_bias if needs_bias else None, *d_views, d_negatives]
 
 
-def tile_needs(rows: Rows, problem: Problem, needs: Sequence[bool]) -> tuple[bool, bool, bool]:
-    """Which gradients are needed: on r, c and bias."""
-    temperature, bias, first, second, negatives = needs
+def _without_bias_columns(
+    gradients: Gradients, operands: Operands, d_positive: Tensor
+) -> Gradients:
+    """The gradients on r and c as they are without the bias, and on the bias, the positives' too.
+
+    It leaves the operands without those columns.
+    """
+    grad_r, grad_c, grad_bias = gradients
+    if operands.column_bias is None:
+        if grad_bias is not None:
+            grad_bias = grad_bias + d_positive.sum().to(grad_bias.dtype)
+        return grad_r, grad_c, grad_bias
+    assert operands.c is not None
+    n, d = operands.r.shape[0], operands.r.shape[1] - operands.appended
+    if grad_c is not None:
+        grad_bias = grad_c[:, d].to(operands.column_bias.dtype, copy=True)
+        grad_bias[:n] += d_positive.view(-1, n).sum(0).to(grad_bias.dtype)
+    operands.r, operands.c = operands.r[:, :d], operands.c[:, :d]
+    grad_r, grad_c = (x if x is None else x[:, :d].contiguous() for x in (grad_r, grad_c))
+    return grad_r, grad_c, grad_bias
+
+
+def tile_needs(
+    rows: Rows, bias: Tensor | None, problem: Problem, needs: Sequence[bool]
+) -> tuple[bool, bool, bool]:
+    """Which gradients are needed: on r, c and a bias on every logit."""
+    temperature, needs_bias, first, second, negatives = needs
     if problem.self_similarity:
-        return temperature or first or second, False, bias
+        return temperature or first or second, False, needs_bias
     columns = second if rows[2] is None else negatives or (problem.negatives_beside and second)
-    return temperature or first, temperature or columns, bias
+    if has_columns(bias):
+        return temperature or first, temperature or columns or needs_bias, False
+    return temperature or first, temperature or columns, needs_bias
 
 
 def _views(rows: Rows) -> list[Tensor]:

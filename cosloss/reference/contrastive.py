@@ -44,12 +44,13 @@ def info_nce_loss(
     reduction: str = "mean",
     *,
     hard_negatives: Tensor | None = None,
+    key_bias: Tensor | None = None,
     ignore: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE: cross entropy of query i's own key among the keys, or among it and `negatives`.
 
-    hard_negatives are among the keys then, but no query's.
+    hard_negatives are among the keys then, but no query's. key_bias is a logit's of each of those.
     """
     q, k = unit_rows(query), unit_rows(key)
     n = query.shape[0]
@@ -66,6 +67,8 @@ def info_nce_loss(
     if hard_negatives is not None:
         hard = unit_rows(hard_negatives.flatten(0, -2))
         among = torch.cat([logits, q @ hard.T / temperature], 1)
+    if key_bias is not None:
+        among = among + key_bias
     loss = cross_entropy(among, target, reduction="none")
     if symmetric:
         loss = (loss + cross_entropy(logits.T, target, reduction="none")) / 2

@@ -61,6 +61,11 @@ def _query_key_and_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     return {"query": x1, "key": x2, "negatives": x1.flip(0) + 0.3 * x2.roll(1, 0)}
 
 
+def _query_key_temperature_and_bias(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    bias = torch.linspace(-3.1, 2.3, x1.shape[0], dtype=torch.float64, device="cpu")
+    return _query_key_and_temperature(x1, x2) | {"key_bias": bias}
+
+
 def _query_key_and_hard_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     hard = torch.stack([x1.flip(0) + 0.3 * x2.roll(1, 0), x2.flip(0) - 0.4 * x1.roll(2, 0)], 1)
     return _query_key_and_temperature(x1, x2) | {"hard_negatives": hard}
@@ -155,6 +160,17 @@ OPS = (
             {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
         ),
         _hard(_query_key_and_hard_negatives, lambda rows: {}),
+    ),
+    Op(
+        "info_nce_loss, with a bias of each key",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_key_temperature_and_bias,
+            {"reduction": "none"},
+            {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_query_key_temperature_and_bias, lambda rows: {"reduction": "none"}),
     ),
     Op(
         "sup_con_loss",

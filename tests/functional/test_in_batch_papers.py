@@ -59,14 +59,16 @@ def moco(query, key, queue):
     return losses
 
 
-def with_hard_negatives(query, key, hard, groups=None):
+def with_hard_negatives(query, key, hard, groups=None, bias=None):
     """Multiple negatives ranking (Henderson et al., 2017) with given negatives beside the keys."""
     losses = []
     groups = range(len(query)) if groups is None else groups
     for i, q in enumerate(query):
-        keys = [key[j] for j in range(len(key)) if j == i or groups[j] != groups[i]]
-        total = sum(math.exp(cosine(q, k) / TEMPERATURE) for k in [*keys, *hard])
-        losses.append(-math.log(math.exp(cosine(q, key[i]) / TEMPERATURE) / total))
+        terms = []
+        for j, k in enumerate([*key, *hard]):
+            own = math.exp(cosine(q, k) / TEMPERATURE + (0.0 if bias is None else bias[j]))
+            terms.append(own if j in (i, *range(len(key), 99)) or groups[j] != groups[i] else 0.0)
+        losses.append(-math.log(terms[i] / sum(terms)))
     return losses
 
 
@@ -152,6 +154,25 @@ def test_info_nce_with_hard_negatives(groups):
     both = functional.info_nce_loss(
         q, k, TEMPERATURE, None, True, "none", hard_negatives=hard, ignore=ignore
     )
+    close(both, [(a + b) / 2 for a, b in zip(paper, back, strict=True)])
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_info_nce_with_a_bias_of_each_key(groups):
+    q, k, hard = rows(0), rows(1), rows(2, count=14)
+    bias = 3 * rows(3, count=21, columns=1)[:, 0]
+    ignore = None if groups is None else torch.tensor(groups)
+    options = {"reduction": "none", "ignore": ignore}
+    lists = q.tolist(), k.tolist()
+    paper = with_hard_negatives(*lists, [], groups, bias.tolist())
+    close(functional.info_nce_loss(q, k, TEMPERATURE, key_bias=bias[:7], **options), paper)
+    for given in (hard, hard.view(7, 2, 5)):
+        ours = functional.info_nce_loss(
+            q, k, TEMPERATURE, hard_negatives=given, key_bias=bias, **options
+        )
+        close(ours, with_hard_negatives(*lists, hard.tolist(), groups, bias.tolist()))
+    both = functional.info_nce_loss(q, k, TEMPERATURE, None, True, key_bias=bias[:7], **options)
+    back = with_hard_negatives(*lists[::-1], [], groups)
     close(both, [(a + b) / 2 for a, b in zip(paper, back, strict=True)])
 
 

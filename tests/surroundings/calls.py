@@ -55,6 +55,10 @@ CALLS = {
         ),
         "abThwg",
     ),
+    "key bias": Call(
+        lambda m, d: m.info_nce_loss(d["a"], d["b"], d["T"], key_bias=d["k"], ignore=d["g"]),
+        "abTkg",
+    ),
     "hard negatives, symmetric": Call(
         lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, None, True, hard_negatives=d["q"]), "abq"
     ),
@@ -89,6 +93,7 @@ def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 
         "b": randn(rows, columns),
         "q": randn(5, columns),
         "h": randn(rows, 2, columns),
+        "k": randn(rows),
         "y": 1 - 2 * (index % 2),
         "w": 0.3 + index.to(dtype) / rows,
         "g": index // 2 % 2,
