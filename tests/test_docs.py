@@ -16,7 +16,7 @@ import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from tensorboard.program import TensorBoard
 from torch.distributed.run import get_args_parser
 
@@ -109,10 +109,15 @@ def test_blocks_are_of_languages_that_are_looked_at():
     assert not re.search(rf"^(?:{PROGRAM.pattern})", shown, re.M), "a command in a block of output"
 
 
-def test_the_readme_s_python_runs():
-    """Its blocks in one namespace; those of docs/ run by docs/conftest.py."""
-    examples = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
-    assert len(examples) >= 3
+WITH_PYTHON = [page for page in PAGES if "\n```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+def test_a_page_s_python_runs(page):
+    """Its blocks in one namespace, from top to bottom."""
+    parsers = [PythonCodeBlockParser(), SkipParser()]
+    examples = list(Sybil(parsers=parsers).parse(page).examples())
+    assert len(examples) >= page.read_text().count("\n```python")
     for example in examples:
         example.evaluate()
 
