@@ -59,6 +59,10 @@ def test_no_speed_up_for_a_wrong_op(capsys):
         (lean.chunked_nt_xent, nt_xent_loss),
         (lean.info_nce, info_nce_loss),
         (lean.chunked_info_nce, info_nce_loss),
+        (
+            lean.hard_info_nce,
+            lambda a, b, t: info_nce_loss(a, b, t, hard_negatives=lean.hard(b)),
+        ),
     ],
 )
 def test_the_rivals_compute_the_same_loss(rival, ours):

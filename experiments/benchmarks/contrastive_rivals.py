@@ -30,6 +30,17 @@ def info_nce(query: Tensor, key: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(query)))
 
 
+def hard(key: Tensor) -> Tensor:
+    """Three rows like these for each, (N, 3, D)."""
+    return torch.stack([key.roll(k, 0) for k in (1, 2, 3)], 1)
+
+
+def hard_info_nce(query: Tensor, key: Tensor) -> Tensor:
+    columns = torch.cat([key, hard(key).flatten(0, 1)])
+    logits = F.normalize(query) @ F.normalize(columns).T / 0.1
+    return F.cross_entropy(logits, torch.arange(len(query)))
+
+
 def symmetric_info_nce(query: Tensor, key: Tensor) -> Tensor:
     logits = F.normalize(query) @ F.normalize(key).T / 0.1
     target = torch.arange(len(query))
