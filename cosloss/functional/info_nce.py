@@ -95,7 +95,6 @@ def info_nce_loss(
     check_flags(symmetric=symmetric)
     n = query.shape[0]
     options.check(query)
-    criterion = CrossEntropy(largest_logit(temperature) if key_bias is None else torch.inf)
     if negatives is not None:
         for name, other in (("hard_negatives", hard_negatives), ("key_bias", key_bias)):
             if other is not None:
@@ -105,20 +104,27 @@ def info_nce_loss(
         _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
         dtype = torch.promote_types(query.dtype, key.dtype)
         rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
-        problem = Problem(criterion, Mask(), column_losses=False)
+        problem = Problem(CrossEntropy(largest_logit(temperature)), Mask(), column_losses=False)
         return reduced_loss(rows, problem, options, as_number(temperature, dtype))
-    of_rows = partial(loss_of_pairs, criterion=criterion, options=options, temperature=temperature)
     if hard_negatives is not None:
         _check_hard_negatives(hard_negatives, query, gather_distributed)
-        _check_key_bias(key_bias, query, n + hard_negatives.flatten(0, -2).shape[0])
+    criterion = CrossEntropy(largest_logit(temperature))
+    if key_bias is not None:
+        _check_key_bias(key_bias, query, hard_negatives)
+        criterion = CrossEntropy(torch.inf)  # no bound on all processes' biases is known
+    of_pairs = partial(
+        loss_of_pairs,
+        criterion=criterion,
+        options=options,
+        temperature=temperature,
+        self_similarity=False,
+    )
+    if hard_negatives is not None:
         loss = _with_hard_negatives(
             query, key, hard_negatives, key_bias, criterion, options, temperature
         )
-        if not symmetric:
-            return loss
-        return (loss + of_rows(key, query, column_losses=False, self_similarity=False)) / 2
-    _check_key_bias(key_bias, query, n)
-    loss = of_rows(query, key, column_losses=symmetric, self_similarity=False, column_bias=key_bias)
+        return (loss + of_pairs(key, query, column_losses=False)) / 2 if symmetric else loss
+    loss = of_pairs(query, key, column_losses=symmetric, column_bias=key_bias)
     if symmetric and reduction == "none":
         return loss.view(2, n).mean(0)
     return loss / 2 if symmetric and reduction == "sum" else loss
@@ -177,10 +183,11 @@ def _check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:
         )
 
 
-def _check_key_bias(bias: Tensor | None, query: Tensor, columns: int) -> None:
-    if bias is None:
-        return
+def _check_key_bias(bias: Tensor, query: Tensor, hard_negatives: Tensor | None) -> None:
     check_floating(key_bias=bias)
+    columns = query.shape[0]
+    if hard_negatives is not None:
+        columns += hard_negatives.flatten(0, -2).shape[0]
     if bias.shape != (columns,):
         raise ValueError(
             f"key_bias must hold a number for each key, then each hard negative, shape ({columns},)"
