@@ -21,6 +21,7 @@ import train as train_program
 from experiments.simclr.module import SimCLR
 from experiments.simclr.program.jobs import Directories, new_directory, quoted
 from experiments.simclr.program.run_directory import RunDirectory
+from tests.slow import slow
 
 ROOT = Path(__file__).parents[1]
 NO_PICTURES = "callbacks=no_checks", "~callbacks.pictures"
@@ -136,7 +137,7 @@ def test_a_fault_in_a_job_keeps_its_traceback_and_the_others_go_on(train, tmp_pa
     assert "RuntimeError: a fault" in run.err.split("2 of the jobs failed")[1]
 
 
-@pytest.mark.parametrize(("margins", "finished"), [("choice(0, 7)", 1), ("choice(7, 8)", 0)])
+@pytest.mark.parametrize(("margins", "finished"), [("choice(0, 7)", 1), *slow(("choice(7, 8)", 0))])
 def test_a_search_goes_on_where_trials_fail(train, tmp_path, margins, finished):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs cosloss[sweep]")
     import optuna

@@ -73,7 +73,10 @@ def test_export(name, strict, keywords):
         )
 
 
-@pytest.mark.parametrize("name", MODULES)
+FEW = ("nt_xent", "hard negatives", "sup_con", "similarity")
+
+
+@pytest.mark.parametrize("name", [*FEW, *slow(*(name for name in MODULES if name not in FEW))])
 def test_compile_once_for_every_size(name):
     module, names, optional = MODULES[name]
     torch._dynamo.reset()

@@ -72,7 +72,7 @@ def test_totals_whatever_the_tiles(kind, columns, rows, chunks, monkeypatch):
     ("whole", "processors"), [(True, 40), (False, 1)], ids=["whole, dealt out", "in parts"]
 )
 @pytest.mark.parametrize("kind", CRITERIA)
-@pytest.mark.parametrize("columns", [None, 60], ids=["symmetric", "two-way"])
+@pytest.mark.parametrize("columns", [None, *slow(60)], ids=["symmetric", "two-way"])
 def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypatch):
     monkeypatch.setattr(tuning, "processors", lambda like: processors)
     if not whole:
@@ -152,7 +152,7 @@ def test_a_row_without_pairs_has_total_and_gradient_zero():
         assert (grad[rows == 1].abs().sum(1) > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *slow(torch.float16)], ids=str)
 @pytest.mark.parametrize("kind", CRITERIA)
 def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
     r, c = problem(70, 33)
