@@ -14,7 +14,16 @@ from cosloss.functional import info_nce_loss, sigmoid_contrastive_loss, sup_con_
 from cosloss.functional._checks import check_floating, check_scalar
 
 
-class ClipLoss(nn.Module):
+class _Gathering(nn.Module):
+    """Abstract: a loss with the option to take negatives from all processes."""
+
+    def __init__(self, gather_distributed: bool = False) -> None:
+        super().__init__()
+        check_flags(gather_distributed=gather_distributed)
+        self.gather_distributed = gather_distributed
+
+
+class ClipLoss(_Gathering):
     """open_clip's `ClipLoss`: `loss(image_features, text_features, logit_scale)`.
 
     Args:
@@ -28,11 +37,6 @@ class ClipLoss(nn.Module):
         logit_bias: one number, which changes nothing, as in theirs.
         Output: one number; {"contrastive_loss": it} with output_dict.
     """
-
-    def __init__(self, gather_distributed: bool = False) -> None:
-        super().__init__()
-        check_flags(gather_distributed=gather_distributed)
-        self.gather_distributed = gather_distributed
 
     def forward(
         self,
@@ -52,7 +56,7 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
 
-class SigLipLoss(nn.Module):
+class SigLipLoss(_Gathering):
     """open_clip's `SigLipLoss`: `loss(image_features, text_features, logit_scale, logit_bias)`.
 
     Args:
@@ -65,11 +69,6 @@ class SigLipLoss(nn.Module):
         logit_bias: one number; it may require a gradient.
         Output: one number; {"contrastive_loss": it} with output_dict.
     """
-
-    def __init__(self, gather_distributed: bool = False) -> None:
-        super().__init__()
-        check_flags(gather_distributed=gather_distributed)
-        self.gather_distributed = gather_distributed
 
     def forward(
         self,

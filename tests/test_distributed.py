@@ -122,6 +122,15 @@ def count_collectives():
     dist.all_gather = all_gather
 
 
+def refuse_unlike_numbers_of_hard_negatives(rank, world):
+    z = torch.randn(4, 3)
+    listed = ", ".join(str(r + 1) for r in range(world))
+    with pytest.raises(ValueError, match=f"hard_negatives must have as many .*; got {listed}"):
+        functional.info_nce_loss(
+            z, z, hard_negatives=torch.randn(4, rank + 1, 3), gather_distributed=True
+        )
+
+
 def end_one_process(rank):
     if rank != 1:
         z = torch.randn(4, 3)
@@ -141,6 +150,7 @@ def everything(rank, world, port):
     join(rank, world, port)
     count_collectives()
     check_every_loss(rank, world)
+    refuse_unlike_numbers_of_hard_negatives(rank, world)
     end_one_process(rank)
 
 
