@@ -113,11 +113,13 @@ def loss_of_pairs(
     column_losses: bool,
     self_similarity: bool,
     column_bias: Tensor | None = None,
+    others: bool = False,
 ) -> Tensor:
     """The reduced loss of two views, each row's positive the other view's row of the same item.
 
     bias: on every logit; column_bias: on those of each of z2's rows.
     self_similarity: whether all rows of both are compared with all, or z1's rows with z2's.
+    others: whether the items have negatives besides, in another loss.
     """
     dtype = torch.promote_types(z1.dtype, z2.dtype)
     z1, z2, temperature = z1.to(dtype), z2.to(dtype), as_number(temperature, dtype)
@@ -128,7 +130,7 @@ def loss_of_pairs(
         scalars["bias"] = bias
         bias = bias.to(wide) if isinstance(bias, Tensor) else z1.new_tensor(bias, dtype=wide)
     peers = options.peers(z1, None, **scalars)
-    if bias is None:  # a pair's sigmoid loss needs no negative
+    if bias is None and not others:  # a pair's sigmoid loss needs no negative
         warn_without_negatives(z1.shape[0], options.ignore, peers)
     mask = item_mask(z1, 2 if self_similarity else 1, options.ignore, peers)
     problem = Problem(criterion, mask, column_losses, self_similarity)

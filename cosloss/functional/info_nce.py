@@ -123,7 +123,9 @@ def info_nce_loss(
         loss = _with_hard_negatives(
             query, key, hard_negatives, key_bias, criterion, options, temperature
         )
-        return (loss + of_pairs(key, query, column_losses=False)) / 2 if symmetric else loss
+        if not symmetric:
+            return loss
+        return (loss + of_pairs(key, query, column_losses=False, others=True)) / 2
     loss = of_pairs(query, key, column_losses=symmetric, column_bias=key_bias)
     if symmetric and reduction == "none":
         return loss.view(2, n).mean(0)

@@ -238,3 +238,11 @@ def test_sup_con_counts_the_rows_it_leaves_out():
     z, labels = views(5, 3)[0], torch.tensor([0, 0, 1, 2, 2])
     torch.testing.assert_close(module(z, labels), module.reference()(z, labels))
     assert module.rows_without_positive == 1
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_one_item_with_hard_negatives_is_not_said_to_have_none(symmetric, recwarn):
+    query, key, hard = (torch.randn(n, 4) for n in (1, 1, 3))
+    options = {"hard_negatives": hard, "symmetric": symmetric}
+    assert functional.info_nce_loss(query, key, 0.5, **options) > 0
+    assert not [w for w in recwarn.list if "negatives" in str(w.message)]
