@@ -30,12 +30,14 @@ class Criterion(ABC):
         size; "softplus" or "hinge", the sum of log(1 + exp(x)) or of max(0, x - margin).
     linear: whether `loss` is linear in the statistic, so that d_stat is known before the statistic.
     distance: whether the positive is the distance 1 - S in place of a logit.
+    share: the share of each logit that has a gradient, where the rest is a constant to it.
     """
 
     kind: str
     margin = 0.0
     linear = False
     distance = False
+    share: float | Tensor | None = None
 
     @abstractmethod
     def dense_stat(self, x: Tensor, dim: int) -> Tensor:
@@ -92,6 +94,24 @@ class DecoupledCrossEntropy(LogSumExpCriterion):
     def loss_grad(self, stat: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         d_lse = (~_without_pairs(stat)).to(stat.dtype)
         return d_lse, -d_lse
+
+
+class NegativesLogSumExp(LogSumExpCriterion):
+    """The lse over a row's pairs itself, for what becomes a loss with other rows' statistics.
+
+    Without a pair it is a finite stand-in for log 0, in float32 too, with gradient 0.
+    """
+
+    def __init__(self, largest_logit: float, share: float | Tensor | None) -> None:
+        super().__init__(largest_logit)
+        self.share = share
+
+    def loss(self, stat: Tensor, positive: Tensor) -> Tensor:
+        return stat.clamp(min=empty_lse(torch.float32))
+
+    def loss_grad(self, stat: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+        d_lse = (~_without_pairs(stat)).to(stat.dtype)
+        return d_lse if self.share is None else self.share * d_lse, torch.zeros_like(positive)
 
 
 class SigmoidContrast(Criterion):

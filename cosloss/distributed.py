@@ -1,13 +1,19 @@
 """The exchange between the processes of a training run: rows, gathered without a gradient."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import Function
 
 from cosloss.notices import warn_once
 
+NOT_PLAIN = "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
+NO_SECOND = "gather_distributed has no second derivative: use one process"
 DRIFTED = (
     "gather_distributed: {name} differs between the processes ({values}), so that each of them "
     "trains on a loss of its own. A learnable one needs its gradient averaged, as DDP does it: "
@@ -41,6 +47,16 @@ class Peers:
             [part[: per_item * n] for part, n in zip(parts, self.batch_sizes, strict=True)]
         )
 
+    def join(self, x: Tensor) -> Tensor:
+        """The same with a gradient: the sum of every process's on the own rows."""
+        joined: Tensor = _Join.apply(x, self)
+        return joined
+
+    def joined_sum(self, x: Tensor) -> Tensor:
+        """The sum of every process's number; its gradient is what DDP's averaging makes x's own."""
+        total: Tensor = _JoinedSum.apply(x, self)
+        return total
+
     def item_ids(self, views: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """An id for each item of this process's rows, and of all rows, `views` rows per item."""
         start = 0
@@ -49,6 +65,35 @@ class Peers:
             parts.append(torch.arange(start, start + n, device=device).repeat(views))
             start += n
         return parts[self.rank], torch.cat(parts)
+
+
+class _Join(Function):
+    """Rows of all processes; the backward pass adds up their gradients: one collective each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        ctx.peers = peers
+        return peers.gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(NO_SECOND)
+        rank, sizes = ctx.peers.rank, ctx.peers.batch_sizes
+        return _summed(grads[0]).split(sizes)[rank], None
+
+
+class _JoinedSum(Function):
+    """A number, added up over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        ctx.world = peers.world
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.world * grads[0], None
 
 
 def peers(
@@ -89,8 +134,23 @@ def peers(
 
 
 def _all_gather(parts: list[Tensor], x: Tensor) -> None:
-    try:
+    with _exchange():
         dist.all_gather(parts, x)
+
+
+def _summed(x: Tensor) -> Tensor:
+    """The sum over all processes."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    with _exchange():
+        dist.all_reduce(total)
+    return total
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Say what it means if a collective fails."""
+    try:
+        yield
     except RuntimeError as error:
         raise RuntimeError(
             "gather_distributed: the gather failed because a process of the group ended, or did "

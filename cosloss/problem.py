@@ -22,11 +22,14 @@ class Mask:
     diagonals: those with column - row = diagonal.
     groups: ids of the rows and of the columns; those of the same group.
     classes: ids of the rows and of the columns; only those of a group whose classes differ.
+    row_limits, column_limits: a number of each row or column; those whose logit is larger.
     """
 
     diagonals: tuple[int, ...] = ()
     groups: tuple[Tensor, Tensor] | None = None
     classes: tuple[Tensor, Tensor] | None = None
+    row_limits: Tensor | None = None
+    column_limits: Tensor | None = None
 
     @property
     def ids(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -36,10 +39,15 @@ class Mask:
     def transposed(self) -> "Mask":
         """The same pairs as (column, row)."""
         groups, classes = (pair and pair[::-1] for pair in (self.groups, self.classes))
-        return Mask(tuple(-diagonal for diagonal in self.diagonals), groups, classes)
+        diagonals = tuple(-diagonal for diagonal in self.diagonals)
+        return Mask(diagonals, groups, classes, self.column_limits, self.row_limits)
 
     def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
         """Write `value` at the masked pairs of the tile X[i, j], in place."""
+        if self.row_limits is not None:
+            tile.masked_fill_(tile > self.row_limits[i, None], value)
+        if self.column_limits is not None:
+            tile.masked_fill_(tile > self.column_limits[j], value)
         if self.groups is not None:
             tile.masked_fill_(self._of_groups(i, j), value)
         for diagonal in self.diagonals:
@@ -54,6 +62,10 @@ class Mask:
         mask = torch.zeros_like(distance, dtype=torch.bool)
         for diagonal in self.diagonals:
             mask = mask | (distance == diagonal)
+        if self.row_limits is not None:
+            mask = mask | (x > self.row_limits[:, None])
+        if self.column_limits is not None:
+            mask = mask | (x > self.column_limits)
         return mask if self.groups is None else mask | self._of_groups(ALL, ALL)
 
     def _of_groups(self, i: slice, j: slice) -> Tensor:
@@ -121,7 +133,7 @@ class Problem:
     def ids(self) -> tuple[Tensor | None, ...]:
         """Every tensor that says which pairs are masked or positive."""
         own = () if self.positives is None else (self.positives.rows, self.positives.columns)
-        return *self.mask.ids, *own
+        return *self.mask.ids, self.mask.row_limits, self.mask.column_limits, *own
 
     def split(self, per_loss: Tensor, r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows' and the columns' part of a vector over the losses."""
@@ -136,20 +148,27 @@ class Problem:
 
     def flatten(self) -> tuple[list[Tensor], list[int], float]:
         """Masks, kind and margin, as torch.library takes them: tensors, numbers, a number."""
-        mask, p = self.mask, self.positives
-        given = mask.groups, mask.classes, None if p is None else (p.rows, p.columns, p.count)
-        ids = [x for group in given if group is not None for x in group]
+        p = self.positives
+        positives = (None, None, None) if p is None else (p.rows, p.columns, p.count)
+        given = *self.mask.ids, self.mask.row_limits, self.mask.column_limits, *positives
+        ids = [x for x in given if x is not None]
         kind = KINDS.index(self.criterion.kind)
-        spec = [kind, self.column_losses, *(x is not None for x in given), *mask.diagonals]
+        spec = [kind, self.column_losses, *(x is not None for x in given), *self.mask.diagonals]
         return ids, [int(x) for x in spec], self.criterion.margin
 
     @staticmethod
     def unflatten(ids: Sequence[Tensor], spec: Sequence[int], margin: float) -> "Problem":
         """A problem with these statistics, whatever loss its criterion makes of them."""
-        kind, column_losses, has_groups, has_classes, has_positives, *diagonals = spec
+        (kind, column_losses), has, diagonals = spec[:2], spec[2:11], spec[11:]
         rest = iter(ids)
-        groups = (next(rest), next(rest)) if has_groups else None
-        classes = (next(rest), next(rest)) if has_classes else None
-        positives = PositiveMask(*rest) if has_positives else None
-        mask, criterion = Mask(tuple(diagonals), groups, classes), criterion_of(KINDS[kind], margin)
+        g1, g2, c1, c2, row_limits, column_limits, p1, p2, count = (
+            next(rest) if given else None for given in has
+        )
+        groups = None if g1 is None or g2 is None else (g1, g2)
+        classes = None if c1 is None or c2 is None else (c1, c2)
+        positives = None
+        if p1 is not None and p2 is not None and count is not None:
+            positives = PositiveMask(p1, p2, count)
+        mask = Mask(tuple(diagonals), groups, classes, row_limits, column_limits)
+        criterion = criterion_of(KINDS[kind], margin)
         return Problem(criterion, mask, bool(column_losses), positives=positives)

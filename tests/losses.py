@@ -2,6 +2,7 @@
 
 import torch
 
+DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 LABELS = torch.arange(400) % 4
 # loss(module, z1, z2, temperature), of cosloss.functional or cosloss.reference
 LOSSES = {
@@ -29,6 +30,19 @@ LOSSES = {
     ),
     "shared hard": lambda m, a, b, t: m.info_nce_loss(
         a, b, t, symmetric=True, reduction="none", hard_negatives=(a * b)[1:]
+    ),
+    "directions": lambda m, a, b, t: m.info_nce_loss(a, b, t, directions=DIRECTIONS),
+    "false negatives": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, reduction="none", directions=DIRECTIONS[::2], false_negative_margin=-0.31
+    ),
+    "hardness": lambda m, a, b, t: m.info_nce_loss(
+        a,
+        b,
+        t,
+        hard_negatives=torch.stack([a * b, a + b], 1),
+        directions=DIRECTIONS[::3],
+        hardness=0.9,
+        false_negative_margin=-0.2,
     ),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
     "other class": lambda m, a, b, t: m.sup_con_loss(

@@ -14,6 +14,7 @@ from cosloss.functional._checks import (
     check_groups,
     check_reduction,
     check_weight,
+    reduce,
     refuse_tracing,
 )
 from cosloss.modes import autocast_dtype, readable
@@ -76,6 +77,24 @@ class Options(NamedTuple):
         if self.weight is None:
             return share
         return self.weight.detach().to(dtype).repeat(losses // self.weight.shape[0]) * share
+
+    def reduced(self, loss: Tensor, dtype: torch.dtype, peers: Peers | None = None) -> Tensor:
+        """The reduction of each loss, of embeddings of that dtype, which is the result's too.
+
+        It stays float32 under autocast. Across processes it is everyone's, joined.
+        """
+        wide = torch.promote_types(dtype, torch.float32)
+        losses = loss.shape[0]
+        if peers is not None:
+            weights = self.loss_weights(losses, wide, peers)
+            assert weights is not None
+            loss = peers.joined_sum((loss * weights).sum())
+        else:
+            if self.weight is not None:
+                weight = self.weight.to(wide)
+                loss = loss * weight.repeat(losses // weight.shape[0])
+            loss = reduce(loss, self.reduction)
+        return loss.to(dtype if autocast_dtype(loss) is None else wide)
 
 
 def largest_logit(temperature: float | Tensor) -> float:
@@ -156,11 +175,7 @@ def reduced_loss(
     weights = options.loss_weights(losses, wide, peers)
     loss = in_batch(rows, temperature, bias, weights, problem, peers)
     if weights is None:
-        if options.weight is not None:
-            weight = options.weight.to(wide)
-            loss = loss * weight.repeat(losses // weight.shape[0])
-        if options.reduction != "none":
-            loss = loss.mean() if options.reduction == "mean" else loss.sum()
+        return options.reduced(loss, first.dtype)
     return loss.to(first.dtype if autocast_dtype(first) is None else wide)
 
 

@@ -1,5 +1,6 @@
 """InfoNCE: a query finds its key among the batch's keys, or among a queue of negatives."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from cosloss.functional._in_batch import (
     loss_of_pairs,
     reduced_loss,
 )
+from cosloss.functional._softmax import ONE_WAY, Softmax, softmax_loss
 from cosloss.problem import Mask, Problem
 
 
@@ -34,6 +36,10 @@ def info_nce_loss(
     *,
     hard_negatives: Float[Tensor, "n k d"] | Float[Tensor, "m d"] | None = None,
     key_bias: Float[Tensor, " columns"] | None = None,
+    directions: Sequence[str] = ONE_WAY,
+    hardness: float = 0.0,
+    hardness_on: str = "all",
+    false_negative_margin: float | None = None,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: bool = False,
@@ -95,6 +101,19 @@ def info_nce_loss(
     check_flags(symmetric=symmetric)
     n = query.shape[0]
     options.check(query)
+    softmax = Softmax(directions, hardness, hardness_on, false_negative_margin)
+    softmax.check()
+    if not softmax.plain:
+        hard = _check_softmax(
+            softmax, query, negatives, hard_negatives, key_bias, symmetric, options
+        )
+        of_softmax = partial(
+            softmax_loss, temperature=temperature, softmax=softmax, options=options
+        )
+        loss = of_softmax(query, key, hard, in_batch_keys=negatives is None)
+        if not symmetric:
+            return loss
+        return (loss + of_softmax(key, query, None, in_batch_keys=True)) / 2
     if negatives is not None:
         for name, other in (("hard_negatives", hard_negatives), ("key_bias", key_bias)):
             if other is not None:
@@ -166,6 +185,43 @@ def _with_hard_negatives(
     if key_bias is not None:
         key_bias = key_bias.to(torch.promote_types(dtype, torch.float32))
     return reduced_loss((query, key, hard), problem, options, temperature, key_bias, peers)
+
+
+def _check_softmax(
+    softmax: Softmax,
+    query: Tensor,
+    negatives: Tensor | None,
+    hard_negatives: Tensor | None,
+    key_bias: Tensor | None,
+    symmetric: bool,
+    options: Options,
+) -> Tensor | None:
+    """Raise unless the options go together; the given negatives of either kind."""
+    if key_bias is not None:
+        raise ValueError(
+            "key_bias is not taken with directions, hardness or false_negative_margin; got both"
+        )
+    if not softmax.one_way and (symmetric or negatives is not None):
+        raise ValueError(
+            "directions put all pairs in one softmax: leave out "
+            + ("symmetric, which averages two" if symmetric else "negatives, a queue's")
+        )
+    if negatives is not None:
+        if hard_negatives is not None:
+            raise ValueError(
+                "negatives take the place of the other keys, which hard_negatives needs; got both"
+            )
+        _check_negatives(negatives, query, symmetric or options.gather_distributed, options.ignore)
+        return negatives
+    if hard_negatives is not None:
+        _check_hard_negatives(hard_negatives, query, options.gather_distributed)
+        by_item = softmax.hardness > 0 or "key_to_key" in softmax.directions
+        if hard_negatives.ndim == 3 and by_item and options.ignore is not None:
+            raise ValueError(
+                "ignore is not taken with hard_negatives of each query and hardness or "
+                "'key_to_key', which tell an item's own from the others'"
+            )
+    return hard_negatives
 
 
 def _check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:

@@ -25,8 +25,6 @@ from cosloss.kernels.stats import Gradients
 from cosloss.ops.operands import Operands, positives_of
 from cosloss.problem import Problem
 
-NOT_PLAIN = "gather_distributed works on plain tensors, outside of torch.compile and torch.func"
-NO_SECOND = "gather_distributed has no second derivative: use one process"
 # the numbers that a row sends, in this order; d_pos_logit only if positives are several
 D_STAT, STAT, LOSS, D_POS_LOGIT = range(4)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cosloss.criteria import empty_lse
-from cosloss.distributed import Peers
+from cosloss.distributed import NO_SECOND, NOT_PLAIN, Peers
 from cosloss.kernels import dispatch, eager
 from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops import custom_ops, gathered
@@ -47,7 +47,7 @@ def in_batch(
             given = [x.detach() if isinstance(x, Tensor) else x for x in given]
         return InBatch.apply(weights, problem, peers, *given)
     if peers is not None:
-        raise RuntimeError(gathered.NOT_PLAIN)
+        raise RuntimeError(NOT_PLAIN)
     by_triton = custom_ops.suits(*(x for x in rows if x is not None))
     dtype = dispatch.product_dtype(rows[0])
     return composition(rows, temperature, bias, weights, problem, dtype, by_triton)
@@ -125,7 +125,7 @@ class InBatch(Function):
         if torch.is_grad_enabled() or differentiates_itself(grad):
             if ctx.peers is not None:
                 twice = torch.is_grad_enabled()
-                raise RuntimeError(gathered.NO_SECOND if twice else gathered.NOT_PLAIN)
+                raise RuntimeError(NO_SECOND if twice else NOT_PLAIN)
             result = _composed_grads(ctx, grad, learnt, bias, rows)
         elif ctx.grads_in_forward:
             result = [x if x is None else grad * x for x in found]
@@ -160,6 +160,7 @@ def composition(
             stat, positive = custom_ops.in_batch_stats(
                 operands.r, operands.c, operands.bias, pair, problem, dtype
             )
+            stat = _shared(stat, problem)
         else:
             stat, positive = _dense_stats(operands, problem)
         loss = problem.criterion.loss(stat, positive)
@@ -174,6 +175,7 @@ def _dense_stats(operands: Operands, problem: Problem) -> tuple[Tensor, Tensor]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if operands.bias is not None:
         x = x + operands.bias
+    x = _shared(x, problem)
     mask = problem.mask.dense(x)
     if problem.positives is None:
         positive = positives_of(operands, None, problem)
@@ -185,6 +187,12 @@ def _dense_stats(operands: Operands, problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.column_losses and c is not None:
         stat = torch.cat([stat, problem.criterion.dense_stat(x, 0)])
     return stat, positive
+
+
+def _shared(x: Tensor, problem: Problem) -> Tensor:
+    """x, a share of which has a gradient."""
+    share, constant = problem.criterion.share, x.detach()
+    return x if share is None else constant + share * (x - constant)
 
 
 def _tiled_grads(

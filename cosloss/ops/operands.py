@@ -30,6 +30,7 @@ class Operands:
     pair: each row's logit with its pair, first view first, or its distance 1 - S where the
         criterion wants that; None of a single view.
     norms: of the rows, and of the further negatives.
+    scale: what the unit rows were multiplied by.
     bias: on every logit, 0-d. column_bias: (M,), which r and c have in their last columns.
     """
 
@@ -37,6 +38,7 @@ class Operands:
     c: Tensor | None
     pair: Tensor | None
     norms: tuple[Tensor, ...]
+    scale: float | Tensor
     bias: Tensor | None = None
     column_bias: Tensor | None = None
     appended: int = 0  # columns of the column bias
@@ -71,8 +73,13 @@ def operands_of(
     problem: Problem,
     dtype: torch.dtype | None,
 ) -> Operands:
-    """The operands by a backend's `unit_rows`, in the products' dtype, or None for a wide one."""
-    operands = _without_bias(unit_rows, rows, temperature, problem, dtype)
+    """The operands by a backend's `unit_rows`, in the products' dtype, or None for a wide one.
+
+    Where a share of S / T alone has a gradient, the logits are S / (share T).
+    """
+    share = problem.criterion.share
+    scale = (temperature if share is None else temperature * share) ** -0.5
+    operands = _without_bias(unit_rows, rows, scale, problem, dtype)
     if has_columns(bias):
         operands.add_column_bias(bias)
     else:
@@ -88,11 +95,11 @@ def has_columns(bias: Tensor | None) -> TypeGuard[Tensor]:
 def _without_bias(
     unit_rows: ModuleType,
     rows: Rows,
-    temperature: float | Tensor,
+    scale: float | Tensor,
     problem: Problem,
     dtype: torch.dtype | None,
 ) -> Operands:
-    views, negatives, scale = _views(rows), rows[2], temperature**-0.5
+    views, negatives = _views(rows), rows[2]
     distance = problem.criterion.distance
     r, norm, pair = unit_rows.forward(views, scale=scale, dtype=None if distance else dtype)
     n = views[0].shape[0]
@@ -100,14 +107,13 @@ def _without_bias(
         pair = _distance(r[:n], r[n:]).repeat(2)
         r = r if dtype is None else r.to(dtype)
     if problem.self_similarity:
-        return Operands(r, None, pair, (norm,))
+        return Operands(r, None, pair, (norm,), scale)
     r, c = r[:n], r[n:]
     if negatives is None:
-        return Operands(r, c, pair, (norm,))
+        return Operands(r, c, pair, (norm,), scale)
     others, norm_c, _ = unit_rows.forward([negatives], scale=scale, dtype=dtype)
-    return Operands(
-        r, torch.cat([c, others]) if problem.negatives_beside else others, pair, (norm, norm_c)
-    )
+    c = torch.cat([c, others]) if problem.negatives_beside else others
+    return Operands(r, c, pair, (norm, norm_c), scale)
 
 
 def positives_of(operands: Operands, columns: Tensor | None, problem: Problem) -> Tensor:
@@ -115,8 +121,9 @@ def positives_of(operands: Operands, columns: Tensor | None, problem: Problem) -
     r, pair, bias = operands.r, operands.pair, operands.bias
     if problem.positives is not None:
         return problem.positives.mean_logits(r, r if columns is None else columns)
-    assert pair is not None
     n = r.shape[0]
+    if pair is None:  # of a single view: the loss has none
+        return r.new_zeros(n, dtype=torch.promote_types(r.dtype, torch.float32))
     positive = pair if problem.column_losses else pair[:n]
     if operands.column_bias is not None:
         return positive + operands.column_bias[:n].repeat(positive.shape[0] // n)
@@ -153,7 +160,7 @@ def input_grads(
     operands.release()
     d_views: list[Tensor | None] = [None, None]
     d_negatives = None
-    scale = temperature**-0.5
+    scale = operands.scale
     if any(needs_rows[:2]):
         of_second = negatives is None or problem.negatives_beside
         grad_second = grad_c[: views[0].shape[0]] if of_second and grad_c is not None else None
@@ -162,7 +169,7 @@ def input_grads(
             grads = [None] if grad_r is None else grad_r.chunk(len(views))
         needed = needs_rows[: len(views)]
         d_views[: len(views)] = unit_rows.backward(
-            grads, d_pair, views, norms[0], needed, scale=scale
+            grads[: len(views)], d_pair, views, norms[0], needed, scale=scale
         )
     if negatives is not None and needs_rows[2]:
         assert grad_c is not None

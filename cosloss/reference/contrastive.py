@@ -1,5 +1,7 @@
 """Twins of the in-batch contrastive losses: the whole similarity matrix, under autograd."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -45,15 +47,43 @@ def info_nce_loss(
     *,
     hard_negatives: Tensor | None = None,
     key_bias: Tensor | None = None,
+    directions: Sequence[str] = ("query_to_key",),
+    hardness: float = 0.0,
+    hardness_on: str = "all",
+    false_negative_margin: float | None = None,
     ignore: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE: cross entropy of query i's own key among the keys, or among it and `negatives`.
 
     hard_negatives are among the keys then, but no query's. key_bias is a logit's of each of those.
+    directions, hardness and false_negative_margin: see `_softmax_terms`.
     """
     q, k = unit_rows(query), unit_rows(key)
     n = query.shape[0]
+    if directions != ("query_to_key",) or hardness > 0 or false_negative_margin is not None:
+        given = hard_negatives if negatives is None else negatives
+        hard = None if given is None else unit_rows(given.flatten(0, -2)).view_as(given)
+        others = _other_items(n, ignore, query.device)
+
+        def one_way(q: Tensor, k: Tensor, hard: Tensor | None, among_keys: Tensor) -> Tensor:
+            terms = _softmax_terms(
+                q,
+                k,
+                hard,
+                among_keys,
+                temperature,
+                directions,
+                hardness,
+                hardness_on,
+                false_negative_margin,
+            )
+            return terms.logsumexp(1) - terms[:, 0]
+
+        loss = one_way(q, k, hard, others & (negatives is None))
+        if symmetric:
+            loss = (loss + one_way(k, q, None, others)) / 2
+        return reduce(_weighted(loss, weight), reduction)
     if negatives is not None:
         own = (q * k).sum(1, keepdim=True)
         logits = torch.cat([own, q @ unit_rows(negatives).T], 1) / temperature
@@ -73,6 +103,55 @@ def info_nce_loss(
     if symmetric:
         loss = (loss + cross_entropy(logits.T, target, reduction="none")) / 2
     return reduce(_weighted(loss, weight), reduction)
+
+
+def _softmax_terms(
+    q: Tensor,
+    k: Tensor,
+    hard: Tensor | None,
+    others: Tensor,
+    temperature: float | Tensor,
+    directions: Sequence[str],
+    hardness: float,
+    hardness_on: str,
+    margin: float | None,
+) -> Tensor:
+    """Each query's logits in one softmax, its own key's first; -inf at what is no negative.
+
+    hard: (N, K, D), each query's own, or (M, D), every query's. others: (N, N), the pairs of other
+    items. hardness times the similarity, without its gradient, is added to the logits of queries
+    with other items' keys and hard negatives ("in_batch"), with own hard ones ("hard"), or "all".
+    margin: negatives more similar than S_ii less that are left out (GIST).
+    """
+    n = q.shape[0]
+    own = (q * k).sum(1, keepdim=True)
+    item = torch.eye(n, dtype=torch.bool, device=q.device)
+    keys, allowed, mine, others_hard = k, others, item, others
+    if hard is not None:
+        per_item = hard.shape[1] if hard.ndim == 3 else 0
+        keys = torch.cat([k, hard.flatten(0, -2)])
+        of_hard = item.repeat_interleave(per_item, 1) if per_item else item.new_ones(n, len(hard))
+        allowed = torch.cat([others, torch.ones_like(of_hard)], 1)
+        mine = torch.cat([item, of_hard], 1)
+        others_hard = torch.cat([others, ~of_hard if per_item else of_hard], 1)
+    s = q @ keys.T
+    on = {"all": torch.ones_like(mine), "hard": mine, "in_batch": ~mine}[hardness_on]
+    x = s / temperature + on * (hardness * s.detach())
+    compared = [(s, x, allowed)]
+    for name, a, b, pairs in (
+        ("key_to_query", k, q, others),
+        ("query_to_query", q, q, others),
+        ("key_to_key", k, keys, others_hard),
+    ):
+        if name in directions:
+            s = a @ b.T
+            compared.append((s, s / temperature, pairs))
+    terms = [own / temperature] * (2 if "key_to_query" in directions else 1)
+    for s, x, pairs in compared:
+        if margin is not None:
+            pairs = pairs & (s <= own - margin)
+        terms.append(x.masked_fill(~pairs, -torch.inf))
+    return torch.cat(terms, 1)
 
 
 def sup_con_loss(

@@ -32,6 +32,19 @@ namespace {
 template <typename Kind, typename Word>
 using StashOf = typename Kind::template Stash<typename Scratch<Word>::Number>;
 
+void mask_beyond_limits(const InBatchParams& params, TileBounds part, float* x, int64_t stride) {
+  const float* of_columns = params.column_limits;
+  for (int64_t i = 0; i < part.rows; i++) {
+    float* row = x + i * stride;
+    const float of_row = params.row_limits ? params.row_limits[part.i + i] : INFINITY;
+#pragma omp simd
+    for (int64_t j = 0; j < part.columns; j++) {
+      const float limit = of_columns ? std::min(of_row, of_columns[part.j + j]) : of_row;
+      row[j] = row[j] > limit ? -INFINITY : row[j];
+    }
+  }
+}
+
 void mask_pairs(const InBatchParams& params, TileBounds part, float* x, int64_t stride) {
   for (int64_t k = 0; k < params.diagonals; k++) {
     const int64_t ahead = params.first_row + part.i + params.offsets[k] - part.j;
@@ -39,6 +52,7 @@ void mask_pairs(const InBatchParams& params, TileBounds part, float* x, int64_t 
     const int64_t last = std::min(part.rows, part.columns - ahead);
     for (int64_t i = first; i < last; i++) x[i * stride + i + ahead] = -INFINITY;
   }
+  if (params.row_limits || params.column_limits) mask_beyond_limits(params, part, x, stride);
   if (!params.row_groups) return;
   const int64_t* groups = params.column_groups + part.j;
   for (int64_t i = 0; i < part.rows; i++) {

@@ -71,6 +71,9 @@ class NativeLoop(TileLoop):
             self._point_to_ids("row_groups", "column_groups", groups)
         if classes is not None:
             self._point_to_ids("row_classes", "column_classes", classes)
+        limits = problem.mask.row_limits, problem.mask.column_limits
+        row_limits, column_limits = (x if x is None else x.float().contiguous() for x in limits)
+        self._point(row_limits=row_limits, column_limits=column_limits)
         self._point(rows=self.r, bias=bias)
 
     def keep_tiles(self) -> None:

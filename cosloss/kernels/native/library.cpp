@@ -38,6 +38,7 @@ constexpr Field FIELDS[] = {
     FIELD(diagonals),
     FIELD(offsets), FIELD(row_groups), FIELD(column_groups),
     FIELD(row_classes), FIELD(column_classes),
+    FIELD(row_limits), FIELD(column_limits),
     FIELD(bias),
     FIELD(margin),
     FIELD_AS("row_stats", stats.rows), FIELD_AS("column_stats", stats.columns),

@@ -29,10 +29,12 @@ struct InBatchParams {
       *packed_rows_of_c;       // R; C and R packed as in gemm.h
   int64_t first_row, n, m, d;  // the run is over n rows of R from first_row on
   int64_t symmetric;
-  // masked are the pairs with column - row = an offset, and those of one group; where there are
-  // classes, only those of a group whose classes differ
+  // masked are the pairs with column - row = an offset, those whose logit is above their row's or
+  // column's limit, and those of one group; where there are classes, only those of a group whose
+  // classes differ
   int64_t diagonals;
   const int64_t *offsets, *row_groups, *column_groups, *row_classes, *column_classes;
+  const float *row_limits, *column_limits;
   const float* bias;
   double margin;
   StatsPointers stats;  // the statistics to accumulate in
@@ -49,6 +51,7 @@ struct InBatchParams {
     own.rows = ahead(static_cast<const char*>(rows), bytes_of_a_row);
     own.row_groups = ahead(row_groups, 1);
     own.row_classes = ahead(row_classes, 1);
+    own.row_limits = ahead(row_limits, 1);
     own.stats.rows = ahead(stats.rows, 1);
     own.stats.row_max = ahead(stats.row_max, 1);
     own.grad_r = ahead(grad_r, d);

@@ -15,7 +15,7 @@ from cosloss.criteria import Criterion, empty_lse
 from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
 from cosloss.kernels.triton import tuning
 from cosloss.kernels.triton.in_batch_fwd import in_batch_stats_kernel
-from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, precision
+from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, limits_of, precision
 from cosloss.problem import Mask, Problem
 
 # float16's d_logits are scaled to at most this: the smallest that count are normal numbers
@@ -61,6 +61,7 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) 
         row_sums=row_sums,
         column_sums=column_sums,
         ids=ids_of(mask),
+        limits=limits_of(mask),
         diagonals=diagonals_of(mask),
         rows=n,
         columns=m,
@@ -149,6 +150,7 @@ def _gradient(
         grad=grad,
         d_logit_sums=d_logit_sums,
         ids=ids_of(mask),
+        limits=limits_of(mask),
         diagonals=diagonals_of(mask),
         classes=(own.classes, other.classes),
         d_pos=None if own.d_pos is None else (own.d_pos, other.d_pos),

@@ -28,6 +28,7 @@ def in_batch_bwd_kernel(
     grad,
     d_logit_sums,
     ids,
+    limits,
     diagonals,
     classes,
     d_pos,
@@ -69,7 +70,7 @@ def in_batch_bwd_kernel(
             x = products(r, c, row, column, rows, columns, D, BLOCK_K, PRECISION)
         if bias is not None:
             x += tl.load(bias)
-        x = with_mask(x, row, column, rows, columns, ids, diagonals, DIAGONALS)
+        x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS)
         if d_columns is not None:
             d_column = tl.load(d_columns + column, mask=column < columns, other=0)
         if KIND == "logsumexp":

@@ -24,6 +24,7 @@ def in_batch_fwd_kernel(
     row_sums,
     column_sums,
     ids,
+    limits,
     diagonals,
     rows,
     columns,
@@ -75,7 +76,7 @@ def in_batch_fwd_kernel(
                 x = products(r, c, row, column, rows, columns, D, BLOCK_D, PRECISION)
             if bias is not None:
                 x += tl.load(bias)
-            x = with_mask(x, row, column, rows, columns, ids, diagonals, DIAGONALS)
+            x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS)
             if KIND == "logsumexp":
                 now = tl.maximum(highest, tl.max(x, 1))
                 total = total * tl.exp(highest - now) + tl.sum(tl.exp(x - now[:, None]), 1)

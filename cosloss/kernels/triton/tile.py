@@ -27,6 +27,12 @@ def ids_of(mask: Mask) -> tuple[Tensor | None, ...]:
     return tuple(ids if ids is None else ids.contiguous() for ids in mask.ids)
 
 
+def limits_of(mask: Mask) -> tuple[Tensor | None, ...]:
+    """The limits as a kernel takes them: float32, one after the other in memory."""
+    limits = mask.row_limits, mask.column_limits
+    return tuple(x if x is None else x.float().contiguous() for x in limits)
+
+
 def precision() -> str:
     """How the tensor cores multiply float32: three TF32 products, unless torch allows one.
 
@@ -63,11 +69,15 @@ def products(r, c, row, column, rows, columns, D, BLOCK_D: tl.constexpr, PRECISI
 
 
 @triton.jit
-def with_mask(x, row, column, rows, columns, ids, diagonals, DIAGONALS: tl.constexpr):
+def with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS: tl.constexpr):
     """The logits, -inf at masked pairs and outside of the matrix."""
     first_row, first_column = tl.min(row, 0), tl.min(column, 0)
     height: tl.constexpr = row.shape[0]
     width: tl.constexpr = column.shape[0]
+    if limits[0] is not None:
+        x = tl.where(x > _numbers(limits[0], row, rows)[:, None], float("-inf"), x)
+    if limits[1] is not None:
+        x = tl.where(x > _numbers(limits[1], column, columns)[None, :], float("-inf"), x)
     if ids[0] is not None:
         masked = same_ids((ids[0], ids[1]), row, column, rows, columns)
         if ids[2] is not None:
@@ -85,11 +95,11 @@ def with_mask(x, row, column, rows, columns, ids, diagonals, DIAGONALS: tl.const
 @triton.jit
 def same_ids(ids, row, column, rows, columns):
     """Whether the row's id is the column's; ids: pointers to those of the rows and the columns."""
-    return _ids(ids[0], row, rows)[:, None] == _ids(ids[1], column, columns)[None, :]
+    return _numbers(ids[0], row, rows)[:, None] == _numbers(ids[1], column, columns)[None, :]
 
 
 @triton.jit
-def _ids(pointer, index, count):
+def _numbers(pointer, index, count):
     return tl.load(pointer + index, mask=index < count, other=0)
 
 

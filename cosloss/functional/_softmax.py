@@ -1,0 +1,206 @@
+"""InfoNCE with more in a query's softmax: other directions, a weight of hard pairs, a limit.
+
+With S the cosine similarities, x = S / T, and A_i the pairs that item i is compared with, of which
+c are its own (q_i, k_i), once for each direction that has it:
+
+    l_i = -x_ii + log(c exp(x_ii) + sum_{(a, b) in A_i} exp(x_ab + hardness stop(S_ab))).
+
+Left out of A_i are the pairs with S_ab > S_ii - margin, a comparison without a gradient. The sum
+over each direction is an lse of its own of the in-batch op. The similarity's weight is that of
+another temperature, 1 / T' = 1 / T + hardness, and stop(.) leaves a share T' / T of each logit.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from cosloss.arguments import check_choice, check_number, described
+from cosloss.criteria import THRESHOLD, NegativesLogSumExp, empty_lse
+from cosloss.distributed import NOT_PLAIN, Peers
+from cosloss.functional._checks import as_number
+from cosloss.functional._in_batch import (
+    Options,
+    item_mask,
+    largest_logit,
+    warn_without_negatives,
+)
+from cosloss.modes import differentiates_itself
+from cosloss.ops.cosine_similarity import cosine_similarity
+from cosloss.ops.in_batch import in_batch
+from cosloss.problem import Mask, Problem
+
+DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
+ONE_WAY = DIRECTIONS[:1]
+HARDNESS_ON = ("all", "in_batch", "hard")
+
+
+class Softmax(NamedTuple):
+    """What is in a query's softmax besides its key, the other keys and hard negatives."""
+
+    directions: Sequence[str] = ONE_WAY
+    hardness: float = 0.0
+    hardness_on: str = "all"
+    false_negative_margin: float | None = None
+
+    def check(self) -> None:
+        """Raise unless every option is valid."""
+        if isinstance(self.directions, str) or not isinstance(self.directions, Sequence):
+            raise TypeError(
+                f"directions must be a sequence of names; got {described(self.directions)}"
+            )
+        for name in self.directions:
+            check_choice("directions", name, DIRECTIONS)
+        if "query_to_key" not in self.directions:
+            raise ValueError("directions must have 'query_to_key', where the positive pair is")
+        check_number("hardness", self.hardness, 0)
+        check_choice("hardness_on", self.hardness_on, HARDNESS_ON)
+        if self.false_negative_margin is not None:
+            check_number("false_negative_margin", self.false_negative_margin, -2, 2)
+
+    @property
+    def one_way(self) -> bool:
+        """Whether queries are compared with keys alone."""
+        return set(self.directions) == set(ONE_WAY)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is InfoNCE itself."""
+        return self.one_way and self.hardness == 0 and self.false_negative_margin is None
+
+    def hardness_of(self, negatives: str) -> float:
+        """The weight of a pair's similarity, of "in_batch" negatives or "hard" ones."""
+        return self.hardness if self.hardness_on in ("all", negatives) else 0.0
+
+
+def softmax_loss(
+    query: Tensor,
+    key: Tensor,
+    hard: Tensor | None,
+    in_batch_keys: bool,
+    temperature: float | Tensor,
+    softmax: Softmax,
+    options: Options,
+) -> Tensor:
+    """The reduced loss; hard: (N, K, D), each query's own, or (M, D), every query's.
+
+    in_batch_keys: whether the other items' keys are negatives.
+    """
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    query, key, hard = query.to(dtype), key.to(dtype), None if hard is None else hard.to(dtype)
+    temperature = as_number(temperature, dtype)
+    per_item = hard.shape[1] if hard is not None and options.gather_distributed else None
+    peers = options.peers(query, per_item, temperature=temperature)
+    if peers is not None and differentiates_itself(query, key, hard):
+        raise RuntimeError(NOT_PLAIN)
+    if hard is None:
+        warn_without_negatives(query.shape[0], options.ignore, peers)
+    own = cosine_similarity(query.to(wide), key.to(wide), 0.0)
+    comparison = _Comparison(query, key, hard, in_batch_keys, temperature, softmax, options, peers)
+    if softmax.false_negative_margin is not None:
+        comparison.limit = own.detach() - softmax.false_negative_margin
+    others = torch.stack(list(comparison.sums())).logsumexp(0)
+    positive = own / temperature
+    counted = math.log(2 if "key_to_query" in softmax.directions else 1)
+    loss = softplus(others - positive - counted, threshold=THRESHOLD) + counted
+    return options.reduced(loss, dtype, peers)
+
+
+class _Comparison:
+    """The pairs that each item is compared with, and the lse over each direction's."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        hard: Tensor | None,
+        in_batch_keys: bool,
+        temperature: float | Tensor,
+        softmax: Softmax,
+        options: Options,
+        peers: Peers | None,
+    ) -> None:
+        self.query, self.key, self.hard = query, key, hard
+        self.in_batch_keys, self.temperature, self.softmax = in_batch_keys, temperature, softmax
+        self.peers = peers
+        self.mask = item_mask(query, 1, options.ignore, peers)
+        self.limit: Tensor | None = None  # (N,), the largest similarity of a negative
+
+    def sums(self) -> Iterator[Tensor]:
+        """The lse over each direction's negatives, (N,)."""
+        query, key, directions = self.query, self.key, self.softmax.directions
+        apart = self.hard is not None and (self.softmax.hardness > 0 or not self.in_batch_keys)
+        if self.in_batch_keys:
+            mask = self._mask(of_items=apart)
+            keys = self._keys(with_hard=not apart or self._owned())
+            yield self._lse(query, keys, mask, self.softmax.hardness_of("in_batch"))
+        if apart:
+            yield self._of_hard()
+        if "key_to_query" in directions:
+            yield self._lse(key, self._everyones(query), self.mask)
+        if "query_to_query" in directions:
+            yield self._lse(query, self._everyones(query), self.mask)
+        if "key_to_key" in directions:
+            yield self._lse(key, self._keys(with_hard=True), self._mask(of_items=True))
+
+    def _owned(self) -> bool:
+        """Whether each hard negative is one query's."""
+        return self.hard is not None and self.hard.ndim == 3
+
+    def _everyones(self, x: Tensor) -> Tensor:
+        return x if self.peers is None else self.peers.join(x)
+
+    def _keys(self, with_hard: bool) -> Tensor:
+        """Everyone's keys, then everyone's hard negatives: all items' first, their second, ..."""
+        if self.hard is None or not with_hard:
+            return self._everyones(self.key)
+        if not self._owned():
+            return torch.cat([self.key, self.hard])
+        by_item = torch.cat([self.key[:, None], self.hard], 1)
+        return self._everyones(by_item).transpose(0, 1).flatten(0, 1)
+
+    def _mask(self, of_items: bool) -> Mask:
+        """The mask of `_keys` with hard negatives; of_items: an item's own are masked too."""
+        if not self._owned() or not (of_items or self.mask.groups):
+            return self.mask
+        assert self.hard is not None
+        n, per_item = self.hard.shape[:2]
+        ids = torch.arange(n, device=self.hard.device)
+        own, every = self.mask.groups or (ids, ids)
+        other = every.max() + 1  # of no item
+        of_hard = every if of_items else other.expand_as(every)
+        return Mask(groups=(own, torch.cat([every, of_hard.repeat(per_item)])))
+
+    def _lse(self, rows: Tensor, columns: Tensor, mask: Mask, hardness: float = 0.0) -> Tensor:
+        """log sum_j exp(x_ij + hardness stop(S_ij)) over the pairs that are not masked."""
+        temperature, share = self.temperature, None
+        if isinstance(temperature, Tensor):
+            temperature = temperature.detach()
+        if hardness > 0:
+            share = 1 / (1 + hardness * temperature)
+            temperature = share * temperature
+        if self.limit is not None:
+            mask = Mask(mask.diagonals, mask.groups, row_limits=self.limit / temperature)
+        itself = columns is rows and self.limit is None
+        criterion = NegativesLogSumExp(largest_logit(temperature), share)
+        problem = Problem(criterion, mask, column_losses=itself, self_similarity=itself)
+        given = rows, None, None if itself else columns
+        return in_batch(given, self.temperature, None, None, problem)
+
+    def _of_hard(self) -> Tensor:
+        """The same over the hard negatives of each query, or of all."""
+        assert self.hard is not None
+        hardness = self.softmax.hardness_of("hard")
+        if not self._owned():
+            return self._lse(self.query, self.hard, Mask(), hardness)
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        hard = self.hard.to(wide)
+        s = cosine_similarity(self.query[:, None].to(wide).expand_as(hard), hard, 0.0)
+        x = s / self.temperature + hardness * s.detach()
+        if self.limit is not None:
+            x = x.masked_fill(s > self.limit[:, None], empty_lse(torch.float32))
+        return x.logsumexp(1)
