@@ -4,14 +4,24 @@ Nothing of those libraries is imported. What they do otherwise stands in docs/sw
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cosloss.arguments import check_callable, check_flags, check_number, described
+from cosloss.arguments import (
+    check_callable,
+    check_choice,
+    check_flags,
+    check_number,
+    described,
+)
 from cosloss.functional import info_nce_loss, sigmoid_contrastive_loss, sup_con_loss
 from cosloss.functional._checks import check_floating, check_scalar
+
+DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
+HARDNESS = {"in_batch_negatives": "in_batch", "hard_negatives": "hard", "all_negatives": "all"}
 
 
 class _Gathering(nn.Module):
@@ -96,24 +106,49 @@ class MultipleNegativesRankingLoss(nn.Module):
     Args:
         model: gives {"sentence_embedding": (N, D)} of each of the sentence features.
         scale: 1 / temperature.
-        symmetric: also find the query of an answer; theirs with `directions=("query_to_doc",
-            "doc_to_query"), partition_mode="per_direction"`.
         gather_across_devices: take negatives from all processes.
+        directions: "query_to_doc" and any of "doc_to_query", "query_to_query", "doc_to_doc".
+        partition_mode: "joint", all in one softmax, or "per_direction", the mean of two losses, of
+            which neither compares queries with queries or documents with documents.
+        hardness_mode: the negatives that hardness_strength weighs: "in_batch_negatives",
+            "hard_negatives", "all_negatives", or None of them.
+        hardness_strength: times the similarity, without its gradient, is added to their logits.
     """
 
     def __init__(
         self,
         model: nn.Module,
         scale: float = 20.0,
-        symmetric: bool = False,
         gather_across_devices: bool = False,
+        directions: Sequence[str] = ("query_to_doc",),
+        partition_mode: str = "joint",
+        hardness_mode: str | None = None,
+        hardness_strength: float = 0.0,
     ) -> None:
         super().__init__()
         check_callable("model", model)
         check_number("scale", scale, 0, above=True)
-        check_flags(symmetric=symmetric, gather_across_devices=gather_across_devices)
+        check_flags(gather_across_devices=gather_across_devices)
+        check_choice("partition_mode", partition_mode, ("joint", "per_direction"))
+        for name in directions:
+            check_choice("directions", name, DIRECTIONS)
+        if partition_mode == "per_direction" and not set(directions) <= {*DIRECTIONS[:2]}:
+            raise ValueError(
+                "partition_mode must be 'joint' with 'query_to_query' or 'doc_to_doc', whose own "
+                "softmax would lack the pair"
+            )
+        if hardness_mode is not None:
+            check_choice("hardness_mode", hardness_mode, HARDNESS)
         self.model, self.scale = model, scale
-        self.symmetric, self.gather_across_devices = symmetric, gather_across_devices
+        self.gather_across_devices = gather_across_devices
+        self.directions, self.partition_mode = tuple(directions), partition_mode
+        self.hardness_mode, self.hardness_strength = hardness_mode, hardness_strength
+        self._options: dict[str, Any] = {}
+        if partition_mode == "joint":
+            self._options["directions"] = [name.replace("doc", "key") for name in directions]
+        if hardness_mode is not None:
+            self._options["hardness"] = hardness_strength
+            self._options["hardness_on"] = HARDNESS[hardness_mode]
 
     def forward(
         self, sentence_features: Sequence[Mapping[str, Any]], labels: Tensor | None = None
@@ -125,22 +160,27 @@ class MultipleNegativesRankingLoss(nn.Module):
                 f"got {len(embeddings)}"
             )
         query, key, *hard = embeddings
-        return info_nce_loss(
-            query,
-            key,
-            1 / self.scale,
-            symmetric=self.symmetric,
-            hard_negatives=torch.stack(hard, 1) if hard else None,
+        loss = partial(
+            info_nce_loss,
+            temperature=1 / self.scale,
             gather_distributed=self.gather_across_devices,
         )
+        given = torch.stack(hard, 1) if hard else None
+        there = loss(query, key, hard_negatives=given, **self._options)
+        if self.partition_mode == "joint" or len(set(self.directions)) == 1:
+            return there
+        return (there + loss(key, query)) / 2
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as the trainer writes them into a model card."""
         return {
             "scale": self.scale,
             "similarity_fct": "cos_sim",
-            "symmetric": self.symmetric,
             "gather_across_devices": self.gather_across_devices,
+            "directions": self.directions,
+            "partition_mode": self.partition_mode,
+            "hardness_mode": self.hardness_mode,
+            "hardness_strength": self.hardness_strength,
         }
 
 

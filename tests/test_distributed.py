@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from cosloss import functional
 from experiments.simclr.program.processes import leave_process_group
 
+DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 GROUPS = torch.tensor([0, 1, 2, 1, 3, 0, 4, 2, 5, 1])
 LOSSES = {
     "nt_xent": lambda a, b, t, ids, **k: functional.nt_xent_loss(a, b, t, **k),
@@ -44,6 +45,23 @@ LOSSES = {
         hard_negatives=torch.stack([a * b, a + b], 1),
         key_bias=torch.cat([b[:, 0], torch.stack([a[:, 1], b[:, 2] - ids], 1).flatten()]),
         **k,
+    ),
+    "directions": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, directions=DIRECTIONS, ignore=ids, weight=ids + 0.5, **k
+    ),
+    "hardness": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a,
+        b,
+        t,
+        hard_negatives=torch.stack([a * b, a + b], 1),
+        hardness=1.5,
+        directions=DIRECTIONS[::3],
+        false_negative_margin=-0.1,
+        reduction="sum",
+        **k,
+    ),
+    "false negatives": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, None, True, hard_negatives=(a * b)[:, None], false_negative_margin=0.1, **k
     ),
     "sigmoid": lambda a, b, t, ids, **k: functional.sigmoid_contrastive_loss(
         a, b, t, 3 * t - 2, **k

@@ -112,23 +112,43 @@ def test_lightlys_memory_bank():
         )
 
 
+JOINT = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("hard_negatives", [0, 1, 3])
-def test_sentence_transformers_ranking_loss(hard_negatives, symmetric):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"directions": JOINT[:2], "partition_mode": "per_direction"},
+        {"directions": JOINT},
+        {"directions": JOINT[::2]},
+        {"directions": JOINT[::3], "hardness_mode": "all_negatives"},
+        {"hardness_mode": "hard_negatives"},
+        {"hardness_mode": "in_batch_negatives"},
+        {
+            "directions": JOINT[:2],
+            "partition_mode": "per_direction",
+            "hardness_mode": "all_negatives",
+        },
+    ],
+    ids=lambda options: ", ".join(map(str, options.values())) or "plain",
+)
+def test_sentence_transformers_ranking_loss(options, hard_negatives):
     module = "sentence_transformers.sentence_transformer.losses"
     losses = pytest.importorskip(module, reason="sentence_transformers is in the [bench] extra")
-    directions = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
-    theirs = losses.MultipleNegativesRankingLoss(
-        torch.nn.Module(), scale=20.0, directions=directions, partition_mode="per_direction"
-    )
+    if "hardness_mode" in options:
+        options = options | {"hardness_strength": 3.0}
+    theirs = losses.MultipleNegativesRankingLoss(torch.nn.Module(), scale=20.0, **options)
     torch.manual_seed(0)
     columns = [x.requires_grad_() for x in torch.randn(2 + hard_negatives, 12, 8).double()]
 
-    ours = MultipleNegativesRankingLoss(torch.nn.Identity(), symmetric=symmetric)
+    ours = MultipleNegativesRankingLoss(torch.nn.Identity(), **options)
     torch.testing.assert_close(
         value_and_gradients(lambda *c: ours([{"sentence_embedding": x} for x in c]), columns),
         value_and_gradients(
             lambda *c: theirs.compute_loss_from_embeddings(list(c), labels=None), columns
         ),
     )
+    assert ours.get_config_dict() == theirs.get_config_dict()

@@ -23,6 +23,8 @@ def test_within_budget(op, dtype):
 
 def test_finite_differences(op):
     for sample in op.generic():
+        if "hardness" in sample.keywords:  # whose gradient is stopped: the twin has it
+            continue
         function = sample.bind(op.function)
         assert torch.autograd.gradcheck(function, sample.tensors(torch.float64)), sample.name
 

@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 from cosloss.arguments import check_choice, check_number, described
 from cosloss.criteria import THRESHOLD, NegativesLogSumExp, empty_lse
 from cosloss.distributed import NOT_PLAIN, Peers
-from cosloss.functional._checks import as_number
+from cosloss.functional._checks import as_number, refuse_tracing
 from cosloss.functional._in_batch import (
     Options,
     item_mask,
@@ -31,6 +31,7 @@ from cosloss.functional._in_batch import (
 from cosloss.modes import differentiates_itself
 from cosloss.ops.cosine_similarity import cosine_similarity
 from cosloss.ops.in_batch import in_batch
+from cosloss.ops.unit_rows import unit_rows
 from cosloss.problem import Mask, Problem
 
 DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
@@ -46,8 +47,8 @@ class Softmax(NamedTuple):
     hardness_on: str = "all"
     false_negative_margin: float | None = None
 
-    def check(self) -> None:
-        """Raise unless every option is valid."""
+    def check(self, symmetric: bool) -> None:
+        """Raise unless every option is valid, for a loss that is symmetric or not."""
         if isinstance(self.directions, str) or not isinstance(self.directions, Sequence):
             raise TypeError(
                 f"directions must be a sequence of names; got {described(self.directions)}"
@@ -56,6 +57,10 @@ class Softmax(NamedTuple):
             check_choice("directions", name, DIRECTIONS)
         if "query_to_key" not in self.directions:
             raise ValueError("directions must have 'query_to_key', where the positive pair is")
+        if symmetric and not self.one_way:
+            raise ValueError(
+                "symmetric averages two losses, and directions are in one softmax: leave out one"
+            )
         check_number("hardness", self.hardness, 0)
         check_choice("hardness_on", self.hardness_on, HARDNESS_ON)
         if self.false_negative_margin is not None:
@@ -89,9 +94,11 @@ def softmax_loss(
 
     in_batch_keys: whether the other items' keys are negatives.
     """
+    refuse_tracing()
     dtype = torch.promote_types(query.dtype, key.dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    query, key, hard = query.to(dtype), key.to(dtype), None if hard is None else hard.to(dtype)
+    query, key = unit_rows(query.to(dtype)), unit_rows(key.to(dtype))
+    if hard is not None:
+        hard = unit_rows(hard.to(dtype).flatten(0, -2)).view_as(hard)
     temperature = as_number(temperature, dtype)
     per_item = hard.shape[1] if hard is not None and options.gather_distributed else None
     peers = options.peers(query, per_item, temperature=temperature)
@@ -99,7 +106,7 @@ def softmax_loss(
         raise RuntimeError(NOT_PLAIN)
     if hard is None:
         warn_without_negatives(query.shape[0], options.ignore, peers)
-    own = cosine_similarity(query.to(wide), key.to(wide), 0.0)
+    own = cosine_similarity(query, key, 0.0)
     comparison = _Comparison(query, key, hard, in_batch_keys, temperature, softmax, options, peers)
     if softmax.false_negative_margin is not None:
         comparison.limit = own.detach() - softmax.false_negative_margin
@@ -197,9 +204,7 @@ class _Comparison:
         hardness = self.softmax.hardness_of("hard")
         if not self._owned():
             return self._lse(self.query, self.hard, Mask(), hardness)
-        wide = torch.promote_types(self.query.dtype, torch.float32)
-        hard = self.hard.to(wide)
-        s = cosine_similarity(self.query[:, None].to(wide).expand_as(hard), hard, 0.0)
+        s = cosine_similarity(self.query[:, None].expand_as(self.hard), self.hard, 0.0)
         x = s / self.temperature + hardness * s.detach()
         if self.limit is not None:
             x = x.masked_fill(s > self.limit[:, None], empty_lse(torch.float32))

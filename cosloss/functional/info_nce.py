@@ -52,6 +52,10 @@ def info_nce_loss(
     i's own key and those negatives; with `hard_negatives`, over all keys and those. With `key_bias`
     b_j is added to the logits S_ij / temperature of key j. Memory is O(N D).
 
+    With directions A of pairs (a, b), and the x_ii of those that have it counted once for each,
+
+    l_i = -x_ii + log sum_{(a, b) in A} exp(x_ab + hardness stop(S_ab)),    x = S / temperature.
+
     Args:
         query: (N, D), floating point; rows need not be normalised.
         key: (N, D), row i the positive of query i.
@@ -66,6 +70,16 @@ def info_nce_loss(
             (N + N K,), and theirs follow in the order of `hard_negatives.flatten(0, -2)`. It may
             require a gradient. To correct for keys that are drawn by their frequency it is minus
             the logarithm of that. The losses of the keys, if symmetric, do not change with it.
+        directions: the similarities in the softmax of pair i, as sentence-transformers and GTE have
+            them: "query_to_key", of query i with all keys and hard negatives, and of "key_to_query"
+            (key i with all queries), "query_to_query" and "key_to_key" (with the hard negatives of
+            other items) any; those of i itself only once.
+        hardness: >= 0, the weight of a negative's similarity, added to its logit without a
+            gradient; in "query_to_key".
+        hardness_on: "all" negatives, the "in_batch" ones (other items' keys and hard negatives), or
+            the "hard" ones (the query's own; of (M, D) and `negatives`, all).
+        false_negative_margin: m, leave out negatives with a similarity above S_ii - m, in every
+            direction; -2 <= m <= 2, and at 0 those that are more similar than the pair.
         ignore: (N,), one group id per pair; pairs of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
@@ -81,8 +95,9 @@ def info_nce_loss(
         TypeError: an input is not a real floating-point tensor, or an option of another kind.
         ValueError: rows have no columns, shapes do not match, tensors are on two devices,
             the batch or the negatives are empty, `negatives` comes with hard_negatives, key_bias,
-            symmetric, ignore or gather_distributed, temperature is not positive and finite, or
-            reduction is invalid.
+            symmetric, ignore or gather_distributed, temperature is not positive and finite,
+            reduction is invalid, directions come with symmetric, negatives or key_bias, or other
+            options do not go together.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)
@@ -93,7 +108,10 @@ def info_nce_loss(
     eq. 4; negatives: He et al., "Momentum Contrast", 2020, eq. 1; symmetric: Radford et al.,
     "Learning Transferable Visual Models From Natural Language Supervision", 2021, figure 3;
     hard_negatives: Karpukhin et al., "Dense Passage Retrieval", 2020, section 3.2; key_bias: Yi et
-    al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019.
+    al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019;
+    directions: Li et al., "Towards General Text Embeddings with Multi-stage Contrastive Learning",
+    2023, section 3.3; hardness: Lan et al., "LLaVE", 2025, eq. 5; false_negative_margin: Solatorio,
+    "GISTEmbed", 2024, with the similarities themselves for a guide's.
     """
     options = Options(reduction, ignore, weight, gather_distributed)
     check_pairs(query=query, key=key)
@@ -102,7 +120,7 @@ def info_nce_loss(
     n = query.shape[0]
     options.check(query)
     softmax = Softmax(directions, hardness, hardness_on, false_negative_margin)
-    softmax.check()
+    softmax.check(symmetric)
     if not softmax.plain:
         hard = _check_softmax(
             softmax, query, negatives, hard_negatives, key_bias, symmetric, options
@@ -201,12 +219,9 @@ def _check_softmax(
         raise ValueError(
             "key_bias is not taken with directions, hardness or false_negative_margin; got both"
         )
-    if not softmax.one_way and (symmetric or negatives is not None):
-        raise ValueError(
-            "directions put all pairs in one softmax: leave out "
-            + ("symmetric, which averages two" if symmetric else "negatives, a queue's")
-        )
     if negatives is not None:
+        if not softmax.one_way:
+            raise ValueError("negatives take the place of the other keys, which directions need")
         if hard_negatives is not None:
             raise ValueError(
                 "negatives take the place of the other keys, which hard_negatives needs; got both"

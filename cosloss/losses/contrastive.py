@@ -1,12 +1,13 @@
 """Modules of the in-batch contrastive losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor
 
 from cosloss import functional, reference
 from cosloss.arguments import check_flags
+from cosloss.functional._softmax import ONE_WAY, Softmax
 from cosloss.losses._base import ContrastiveLoss, Options, checked_number
 from cosloss.modes import differentiates_itself
 
@@ -66,6 +67,11 @@ class InfoNCELoss(ContrastiveLoss):
         temperature: positive; a number.
         reduction: "none" gives (N,); "mean" and "sum" one number.
         symmetric: average with the loss of finding the query of a key (CLIP).
+        directions: what a query's softmax compares, "query_to_key" and of "key_to_query",
+            "query_to_query", "key_to_key" (GTE has all).
+        hardness: times its similarity, a constant to the gradient, is added to a negative's logit.
+        hardness_on: "all" negatives, or the "in_batch" or the "hard" ones.
+        false_negative_margin: negatives more similar than the pair less this are left out (GIST).
         learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
             by default.
         gather_distributed: take negatives from all processes of the default group.
@@ -96,7 +102,15 @@ class InfoNCELoss(ContrastiveLoss):
     """
 
     function = "info_nce_loss"
-    hyperparameters = ("temperature", "reduction", "symmetric")
+    hyperparameters = (
+        "temperature",
+        "reduction",
+        "symmetric",
+        "directions",
+        "hardness",
+        "hardness_on",
+        "false_negative_margin",
+    )
 
     def __init__(
         self,
@@ -104,11 +118,18 @@ class InfoNCELoss(ContrastiveLoss):
         reduction: str = "mean",
         *,
         symmetric: bool = False,
+        directions: Sequence[str] = ONE_WAY,
+        hardness: float = 0.0,
+        hardness_on: str = "all",
+        false_negative_margin: float | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(temperature, reduction, **options)
         check_flags(symmetric=symmetric)
-        self.symmetric = symmetric
+        Softmax(directions, hardness, hardness_on, false_negative_margin).check(symmetric)
+        self.symmetric, self.directions = symmetric, tuple(directions)
+        self.hardness, self.hardness_on = hardness, hardness_on
+        self.false_negative_margin = false_negative_margin
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from cosloss import functional, reference
 from cosloss.testing.inputs import generic_pair, hard_pairs
 from cosloss.testing.op import Op, Sample
 
+DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 TEMPERATURE = torch.tensor(0.3, dtype=torch.float64, device="cpu")
 BIAS = torch.tensor(-1.5, dtype=torch.float64, device="cpu")
 GROUPS = torch.tensor([0, 1, 2, 1, 3, 0], device="cpu")
@@ -171,6 +172,33 @@ OPS = (
             {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
         ),
         _hard(_query_key_temperature_and_bias, lambda rows: {"reduction": "none"}),
+    ),
+    Op(
+        "info_nce_loss, further directions",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_key_and_temperature,
+            {"directions": DIRECTIONS, "reduction": "none"},
+            {"directions": DIRECTIONS[::2], "false_negative_margin": 0.57, "reduction": "none"},
+            {"directions": DIRECTIONS[:2], "ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(
+            _query_key_and_temperature,
+            lambda rows: {"directions": DIRECTIONS, "reduction": "none"},
+        ),
+    ),
+    Op(
+        "info_nce_loss, weighted by hardness",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_key_and_hard_negatives,
+            {"hardness": 2.5, "reduction": "none"},
+            {"hardness": 1.5, "hardness_on": "hard", "false_negative_margin": -0.45},
+            {"hardness": 1.5, "hardness_on": "in_batch", "directions": DIRECTIONS},
+        ),
+        _hard(_query_key_and_hard_negatives, lambda rows: {"hardness": 1.5}),
     ),
     Op(
         "sup_con_loss",

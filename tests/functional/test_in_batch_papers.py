@@ -72,6 +72,47 @@ def with_hard_negatives(query, key, hard, groups=None, bias=None):
     return losses
 
 
+def gte(query, key, further, groups=None, margin=None):
+    """Li et al., 2023, section 3.3, and the limit of Solatorio, 2024."""
+    losses = []
+    groups = range(len(query)) if groups is None else groups
+    compared = {
+        "query_to_key": (query, key),
+        "key_to_query": (key, query),
+        "query_to_query": (query, query),
+        "key_to_key": (key, key),
+    }
+    for i, q in enumerate(query):
+        own = cosine(q, key[i])
+        total = 0.0
+        for name in ["query_to_key", *further]:
+            one, other = compared[name]
+            if one is not other:
+                total += math.exp(own / TEMPERATURE)
+            for j, x in enumerate(other):
+                s = cosine(one[i], x)
+                if groups[j] != groups[i] and (margin is None or s <= own - margin):
+                    total += math.exp(s / TEMPERATURE)
+        losses.append(-math.log(math.exp(own / TEMPERATURE) / total))
+    return losses
+
+
+def llave(query, key, hard, owners, hardness, on):
+    """Lan et al., 2025, equation 5; owners: whose a hard negative is, None if everyone's."""
+    losses = []
+    for i, q in enumerate(query):
+        own = math.exp(cosine(q, key[i]) / TEMPERATURE)
+        total = own
+        for j, x in enumerate([*key, *hard]):
+            mine = j >= len(key) and (owners is None or owners[j - len(key)] == i)
+            weighted = on == "all" or (on == "hard") == mine
+            s = cosine(q, x)
+            if j != i:
+                total += math.exp(s / TEMPERATURE + (hardness * s if weighted else 0.0))
+        losses.append(-math.log(own / total))
+    return losses
+
+
 def sup_con(z, labels, groups=None):
     """groups: ids whose members are not each other's negatives."""
     losses = []
@@ -155,6 +196,37 @@ def test_info_nce_with_hard_negatives(groups):
         q, k, TEMPERATURE, None, True, "none", hard_negatives=hard, ignore=ignore
     )
     close(both, [(a + b) / 2 for a, b in zip(paper, back, strict=True)])
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("further", range(8))
+@pytest.mark.parametrize("margin", [None, -0.3, 0.2])
+def test_info_nce_in_several_directions(further, groups, margin):
+    names = ("key_to_query", "query_to_query", "key_to_key")
+    chosen = [name for k, name in enumerate(names) if further >> k & 1]
+    q, k = rows(0), rows(1)
+    ignore = None if groups is None else torch.tensor(groups)
+    ours = functional.info_nce_loss(
+        q,
+        k,
+        TEMPERATURE,
+        reduction="none",
+        directions=[*chosen, "query_to_key"],
+        false_negative_margin=margin,
+        ignore=ignore,
+    )
+    close(ours, gte(q.tolist(), k.tolist(), chosen, groups, margin))
+
+
+@pytest.mark.parametrize("on", ["all", "in_batch", "hard"])
+@pytest.mark.parametrize("per_query", [True, False])
+def test_info_nce_weighted_by_hardness(on, per_query):
+    q, k, hard = rows(0), rows(1), rows(2, count=14)
+    given = hard.view(7, 2, 5) if per_query else hard
+    options = {"hard_negatives": given, "hardness": 1.7, "hardness_on": on, "reduction": "none"}
+    ours = functional.info_nce_loss(q, k, TEMPERATURE, **options)
+    owners = [i for i in range(7) for _ in range(2)] if per_query else None
+    close(ours, llave(q.tolist(), k.tolist(), hard.tolist(), owners, 1.7, on))
 
 
 @pytest.mark.parametrize("groups", [None, GROUPS])

@@ -18,6 +18,7 @@ class Call(NamedTuple):
     names: str
 
 
+DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 CALLS = {
     "cosine_similarity": Call(lambda m, d: m.cosine_similarity(d["a"], d["b"]), "ab"),
     "pairwise": Call(lambda m, d: m.pairwise_cosine_similarity(d["a"], d["b"]), "ab"),
@@ -58,6 +59,21 @@ CALLS = {
     "key bias": Call(
         lambda m, d: m.info_nce_loss(d["a"], d["b"], d["T"], key_bias=d["k"], ignore=d["g"]),
         "abTkg",
+    ),
+    "directions": Call(
+        lambda m, d: m.info_nce_loss(
+            d["a"], d["b"], d["T"], directions=DIRECTIONS, weight=d["w"], ignore=d["g"]
+        ),
+        "abTwg",
+    ),
+    "hardness": Call(
+        lambda m, d: m.info_nce_loss(
+            d["a"], d["b"], d["T"], hard_negatives=d["h"], hardness=2.0, directions=DIRECTIONS[::3]
+        ),
+        "abTh",
+    ),
+    "false negatives": Call(
+        lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, d["q"], false_negative_margin=-0.1), "abq"
     ),
     "hard negatives, symmetric": Call(
         lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, None, True, hard_negatives=d["q"]), "abq"
