@@ -1,4 +1,4 @@
-"""The loss of MaxSim scores against the paper as loops, its options, and its answers to mistakes."""
+"""MaxSim and its loss against the paper as loops, their options, and answers to mistakes."""
 
 import math
 import warnings
@@ -104,7 +104,7 @@ def test_a_small_loss_keeps_its_digits():
     """Where one minus the cross entropy's probability is below the dtype's rounding."""
     query = torch.eye(2, dtype=torch.float64)[:, None]
     loss = functional.max_sim_loss(query, query, temperature=0.01)
-    torch.testing.assert_close(loss, torch.tensor(math.exp(-100.0)).double(), rtol=1e-9, atol=0)
+    assert float(loss) == pytest.approx(math.exp(-100), rel=1e-9, abs=0)
 
 
 def test_a_module_learns_the_temperature():
