@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cosloss import cosine_similarity, info_nce_loss, nt_xent_loss
+from cosloss import cosine_similarity, info_nce_loss, max_sim_loss, nt_xent_loss
 from cosloss.testing import OPS
 from experiments.benchmarks import contrastive_rivals as lean
 from experiments.benchmarks.measure import (
@@ -73,3 +73,12 @@ def test_the_rivals_compute_the_same_loss(rival, ours):
     torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
     found, expected = (torch.autograd.grad(value, (z1, z2)) for value in values)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_rivals_compute_the_same_scores():
+    query, document = torch.randn(5, 4, 16), torch.randn(5, 9, 16)
+    inputs = query.requires_grad_(), document.requires_grad_()
+    values = lean.max_sim(*inputs), max_sim_loss(*inputs)
+    torch.testing.assert_close(*values)
+    found, expected = (torch.autograd.grad(value, inputs) for value in values)
+    torch.testing.assert_close(found, expected)

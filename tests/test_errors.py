@@ -76,6 +76,7 @@ def only(pattern):
 NUMBER = only("an int|a float")
 WHOLE = {"an int"}
 EMBEDDINGS = {"float tensor (N, D)"}
+TOKENS = {"float tensor (N, 2, D)"}
 PER_ITEM = only(r"(int|bool) tensor \(N,\)")
 WEIGHTS = PER_ITEM | {"float tensor (N,)"}
 # kept in the module as a number
@@ -103,6 +104,10 @@ TAKES = {
     "negatives": EMBEDDINGS | NONE | {"float tensor (N - 1, D)"},
     "key_bias": NONE | {"float tensor (N,)"},
     "hard_negatives": NONE | only(r"float tensor \((N|N - 1|N, 2), D\)"),
+    "query_tokens": TOKENS,
+    "document_tokens": TOKENS,
+    "query_mask": NONE,
+    "document_mask": NONE,
     "input1": BROADCAST,
     "input2": BROADCAST,
     "target": NONE,
@@ -202,6 +207,7 @@ SAMPLE = next(iter(OP.generic()))
 RIGHT = {
     **dict.fromkeys(("x1", "z1", "z", "query", "input1", "inputs"), Z[0]),
     **dict.fromkeys(("x2", "z2", "key", "input2"), Z[1]),
+    **dict.fromkeys(("query_tokens", "document_tokens"), Z.transpose(0, 1)),
     "labels": torch.arange(N) % 2,
     "temperature": 0.5,
     "bias": -1.0,
@@ -323,6 +329,7 @@ def test_a_wrong_argument_is_named_in_one_line(name, argument):
         (lambda: cosloss.SupConLoss()(Z[0], WRONG["one-hot (N, 3)"]), "use labels.argmax(1)"),
         (lambda: cosloss.SupConLoss()(Z[0], torch.ones(N, 1)), "use labels.squeeze(1)"),
         (lambda: cosloss.SupConLoss()(Z.mT, torch.ones(2)), "z.flatten(0, 1) and labels.repeat"),
+        (lambda: cosloss.max_sim(Z, Z, torch.ones(2, N)), "use query_mask.bool()"),
         (lambda: cosloss.nt_xent_loss(Z.mT, Z.mT), "z1[:, 0] and z1[:, 1]"),
         (lambda: cosloss.nt_xent_loss(Z[0], Z[1].to("meta")), "use z2.to(z1.device)"),
         (lambda: cosloss.cosine_embedding_loss(*Z, [1] * N), "use torch.as_tensor(target)"),

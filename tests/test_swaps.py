@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosloss import InfoNCELoss, MemoryBank
+from cosloss import InfoNCELoss, MaxSimLoss, MemoryBank
 from cosloss.adapters import MultipleNegativesRankingLoss
 
 PAGE = Path(__file__).parents[1] / "docs" / "swapping.md"
@@ -152,3 +152,34 @@ def test_sentence_transformers_ranking_loss(options, hard_negatives):
         ),
     )
     assert ours.get_config_dict() == theirs.get_config_dict()
+
+
+class TokenEncoder(torch.nn.Module):
+    """As a MultiVectorEncoder answers: unit rows of tokens, and which of them score."""
+
+    def forward(self, features, task=None):
+        tokens = torch.nn.functional.normalize(features["tokens"], dim=2)
+        return {"token_embeddings": tokens, "attention_mask": features["attention_mask"]}
+
+
+@pytest.mark.parametrize("hard_negatives", [0, 2])
+def test_sentence_transformers_late_interaction(hard_negatives):
+    module = "sentence_transformers.multi_vector_encoder.losses"
+    losses = pytest.importorskip(module, reason="sentence_transformers is in the [bench] extra")
+    theirs = losses.MultiVectorMultipleNegativesRankingLoss(TokenEncoder(), scale=2.0)
+    torch.manual_seed(0)
+    columns = [torch.randn(6, n, 8).requires_grad_() for n in (4, *[9] * (1 + hard_negatives))]
+    masks = [torch.rand(x.shape[:2]) < 0.7 for x in columns]
+    for mask in masks:
+        mask[:, 0] = True
+
+    def of_theirs(*columns):
+        pairs = zip(columns, masks, strict=True)
+        return theirs([{"tokens": x, "attention_mask": mask} for x, mask in pairs])
+
+    def ours(query, *documents):
+        given = query, torch.cat(documents), masks[0], torch.cat(masks[1:])
+        return MaxSimLoss(temperature=0.5)(*given)
+
+    found, expected = (value_and_gradients(loss, columns) for loss in (ours, of_theirs))
+    torch.testing.assert_close(found, expected)

@@ -7,6 +7,7 @@ from cosloss.functional.cosine import (
 )
 from cosloss.functional.in_batch_cosine import in_batch_cosine_embedding_loss
 from cosloss.functional.info_nce import info_nce_loss
+from cosloss.functional.late_interaction import max_sim, max_sim_loss
 from cosloss.functional.nt_xent import nt_xent_loss
 from cosloss.functional.sigmoid_contrastive import sigmoid_contrastive_loss
 from cosloss.functional.sup_con import rows_without_positive, sup_con_loss
@@ -16,6 +17,8 @@ __all__ = [
     "cosine_similarity",
     "in_batch_cosine_embedding_loss",
     "info_nce_loss",
+    "max_sim",
+    "max_sim_loss",
     "nt_xent_loss",
     "pairwise_cosine_similarity",
     "rows_without_positive",

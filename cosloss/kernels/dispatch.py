@@ -63,11 +63,16 @@ def product_dtype(rows: Tensor) -> torch.dtype:
     autocast, dtype = modes.autocast_dtype(rows), rows.dtype
     if autocast is not None and dtype != torch.float64:  # which torch.autocast leaves alone
         dtype = autocast
-        if dtype == torch.bfloat16:
-            return dtype
     if dtype in (torch.bfloat16, torch.float16) and wants_triton(rows):
         return dtype  # its logits and gradients are in float32 all the same
-    # not float16 elsewhere: it holds neither exp(40) nor a gradient of 1e-8
+    return wide_product_dtype(rows)
+
+
+def wide_product_dtype(rows: Tensor) -> torch.dtype:
+    """The dtype of products that come out in that of their factors: wide, but under autocast."""
+    if rows.dtype != torch.float64 and modes.autocast_dtype(rows) == torch.bfloat16:
+        return torch.bfloat16
+    # not float16: it holds neither exp(40) nor a gradient of 1e-8
     return torch.promote_types(rows.dtype, torch.float32)
 
 

@@ -7,12 +7,14 @@ from cosloss.losses.contrastive import (
     SupConLoss,
 )
 from cosloss.losses.cosine import CosineEmbeddingLoss, CosineSimilarity
+from cosloss.losses.late_interaction import MaxSimLoss
 from cosloss.losses.memory_bank import MemoryBank
 
 __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarity",
     "InfoNCELoss",
+    "MaxSimLoss",
     "MemoryBank",
     "NTXentLoss",
     "SigmoidContrastiveLoss",

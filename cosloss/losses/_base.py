@@ -95,12 +95,13 @@ class ContrastiveLoss(Loss):
     log_temperature: Any  # a parameter, or the logarithm of the fixed temperature
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show the keywords of `Options` by name, in help() and in notebooks."""
+        """Show the keywords of `Options`, where they are taken, in help() and in notebooks."""
         super().__init_subclass__(**kwargs)
         own = list(inspect.signature(cls.__init__).parameters.values())[1:]
         shared = inspect.signature(ContrastiveLoss.__init__).parameters
         named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        options = [shared[name] for name in Options.__annotations__]
+        takes_all = len(named) < len(own)
+        options = [shared[name] for name in Options.__annotations__] if takes_all else []
         cls.__signature__ = inspect.Signature([*named, *options])
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from cosloss.reference.contrastive import (
     info_nce_loss,
+    max_sim,
+    max_sim_loss,
     nt_xent_loss,
     sigmoid_contrastive_loss,
     sup_con_loss,
@@ -18,6 +20,8 @@ __all__ = [
     "cosine_similarity",
     "in_batch_cosine_embedding_loss",
     "info_nce_loss",
+    "max_sim",
+    "max_sim_loss",
     "nt_xent_loss",
     "pairwise_cosine_similarity",
     "sigmoid_contrastive_loss",

@@ -23,6 +23,7 @@ from cosloss.testing import OPS
 from experiments.benchmarks import contrastive_rivals as lean
 from experiments.benchmarks.collectives import show_collectives
 from experiments.benchmarks.growth import show_growth
+from experiments.benchmarks.late_interaction import show_late_interaction
 from experiments.benchmarks.measure import (
     Step,
     forward_and_backward,
@@ -112,6 +113,7 @@ def run(rounds: int) -> bool:
         }
         name = "info_nce_loss, with hard negatives"  # three for each query
         right &= _compare(name, contenders, n, rounds, 2 * n, G_FULL, rows)
+    right &= show_late_interaction(rounds)
     show_growth(PLOT)
     show_collectives()
     return right

@@ -41,6 +41,13 @@ def hard_info_nce(query: Tensor, key: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(query)))
 
 
+def max_sim(query: Tensor, document: Tensor) -> Tensor:
+    similarity = torch.einsum(
+        "bqd,ctd->bcqt", F.normalize(query, dim=2), F.normalize(document, dim=2)
+    )
+    return F.cross_entropy(similarity.amax(3).sum(2), torch.arange(len(query)))
+
+
 def symmetric_info_nce(query: Tensor, key: Tensor) -> Tensor:
     logits = F.normalize(query) @ F.normalize(key).T / 0.1
     target = torch.arange(len(query))

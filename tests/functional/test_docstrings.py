@@ -10,7 +10,8 @@ from cosloss import functional
 
 LOSSES = ("nt_xent_loss", "info_nce_loss", "sup_con_loss", "sigmoid_contrastive_loss")
 SHARED = {
-    "temperature": LOSSES,
+    "temperature": (*LOSSES, "max_sim_loss"),
+    "query_mask": ("max_sim", "max_sim_loss"),
     "gather_distributed": (*LOSSES[:2], LOSSES[3], "in_batch_cosine_embedding_loss"),
 }
 
@@ -35,7 +36,7 @@ def test_an_option_of_one_loss_begins_like_the_others():
 
 
 @pytest.mark.parametrize(
-    "name", ["NTXentLoss", "InfoNCELoss", "SupConLoss", "SigmoidContrastiveLoss"]
+    "name", ["NTXentLoss", "InfoNCELoss", "SupConLoss", "MaxSimLoss", "SigmoidContrastiveLoss"]
 )
 def test_modules_show_every_keyword(name):
     module = getattr(cosloss, name)

@@ -21,6 +21,9 @@ LOSSES = {
     "symmetric": lambda m, a, b, t: m.info_nce_loss(a, b, t, symmetric=True),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, torch.arange(len(a)) % 7, t),
     "sigmoid": lambda m, a, b, t: m.sigmoid_contrastive_loss(a, b, t, -1.0),
+    "max_sim": lambda m, a, b, t: m.max_sim_loss(
+        torch.stack([a, a.roll(1, 1)], 1), torch.stack([b, b.flip(1)], 1), temperature=t
+    ),
     "in_batch_cosine": lambda m, a, b, t: m.in_batch_cosine_embedding_loss(a, b, 0.1) * t,
 }
 

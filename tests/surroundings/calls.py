@@ -90,13 +90,32 @@ CALLS = {
     "sigmoid, fixed": Call(
         lambda m, d: m.sigmoid_contrastive_loss(d["a"], d["b"], 0.3, -3.0, weight=d["w"]), "abw"
     ),
+    "max_sim": Call(lambda m, d: _late(m, d), "ab"),
+    "max_sim, masked": Call(lambda m, d: _late(m, d, d["Q"], d["D"]), "abQD"),
+    "max_sim loss": Call(
+        lambda m, d: _late(
+            m, d, d["Q"], d["D"], temperature=d["T"], weight=d["w"], ignore=d["g"], symmetric=True
+        ),
+        "abTwgQD",
+    ),
 }
+
+
+def _late(m: Any, d: Arguments, *masks: Tensor, **options: Any) -> Tensor:
+    """An item for each row, two tokens in a query and three in a document."""
+    query, document = (
+        torch.stack([x, x.flip(1), x.roll(1, 1)][:count], 1)
+        for x, count in ((d["a"], 2), (d["b"], 3))
+    )
+    return (m.max_sim_loss if options else m.max_sim)(query, document, *masks, **options)
+
+
 IN_BATCH = [name for name in CALLS if name not in ("cosine_similarity", "pairwise", "of one")]
 IN_BATCH.remove("cosine_embedding")
 
 
 def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 8) -> Arguments:
-    """One of each: views, hard negatives, a queue, target, weight, groups, labels and scalars."""
+    """Views, hard negatives, a queue, target, weight, groups, labels, masks and scalars."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -114,6 +133,8 @@ def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 
         "w": 0.3 + index.to(dtype) / rows,
         "g": index // 2 % 2,
         "l": index % 3,
+        "Q": index[:2] < 1 + index[:, None] % 2,
+        "D": index[:3] != index[:, None] % 4,
         "T": torch.tensor(0.3, dtype=dtype, device="cpu").requires_grad_(),
         "B": torch.tensor(-1.5, dtype=dtype, device="cpu").requires_grad_(),
     }

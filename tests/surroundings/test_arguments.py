@@ -11,6 +11,7 @@ from cosloss import (
     CosineEmbeddingLoss,
     CosineSimilarity,
     InfoNCELoss,
+    MaxSimLoss,
     NTXentLoss,
     SigmoidContrastiveLoss,
     SupConLoss,
@@ -18,8 +19,15 @@ from cosloss import (
 )
 
 CONTRASTIVE = [NTXentLoss, InfoNCELoss, SupConLoss]
-EVERY = [*CONTRASTIVE, SigmoidContrastiveLoss]
+EVERY = [*CONTRASTIVE, MaxSimLoss, SigmoidContrastiveLoss]
 Z = torch.randn(2, 6, 4)
+
+
+def inputs(module):
+    """Two views; or rows and labels, or items of one token each."""
+    if module is MaxSimLoss:
+        return Z[0][:, None], Z[1][:, None]
+    return Z[0], torch.arange(6) % 3 if module is SupConLoss else Z[1]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,8 @@ Z = torch.randn(2, 6, 4)
         (lambda: SigmoidContrastiveLoss(bias=None), TypeError, "bias must be a number"),
         (lambda: SigmoidContrastiveLoss(learnable_bias=2), TypeError, "learnable_bias must be"),
         (lambda: SigmoidContrastiveLoss(0.1, "sum"), TypeError, "bias must be a number; got 'sum'"),
+        (lambda: MaxSimLoss(symmetric=None), TypeError, "symmetric must be True or False"),
+        (lambda: MaxSimLoss(gather_distributed=True), TypeError, "gather_distributed"),
         (lambda: CosineEmbeddingLoss(1.5), ValueError, r"in \[-1, 1\]; got 1.5"),
         (lambda: CosineEmbeddingLoss("mean"), TypeError, "margin must be a number; got 'mean'"),
         (lambda: CosineEmbeddingLoss(0.0, 4.0), ValueError, "got 4.0"),
@@ -93,8 +103,6 @@ def test_any_number_is_taken(module, number, learnable):
 @pytest.mark.parametrize("learnable", [True, False])
 def test_a_schedule_sets_the_temperature(module, learnable):
     loss = module(0.5, learnable_temperature=learnable)
-    labels = torch.arange(6) % 3
-    second = labels if module is SupConLoss else Z[1]
     parameters = {id(p) for p in loss.parameters()}
     for how in ("temperature", "log_temperature"):
         for number in (0.2, torch.tensor(0.1), 1):
@@ -104,8 +112,8 @@ def test_a_schedule_sets_the_temperature(module, learnable):
             assert float(loss.log_temperature) == pytest.approx(math.log(number), abs=1e-6)
             bias = {"bias": -10.0} if module is SigmoidContrastiveLoss else {}
             call = getattr(functional, loss.function)
-            there = call(Z[0], second, temperature=float(number), **bias)
-            torch.testing.assert_close(loss(Z[0], second).detach(), there)
+            there = call(*inputs(module), temperature=float(number), **bias)
+            torch.testing.assert_close(loss(*inputs(module)).detach(), there)
     with pytest.raises(ValueError, match="temperature must be positive; got -1"):
         loss.temperature = -1
     assert {id(p) for p in loss.parameters()} == parameters
@@ -134,9 +142,8 @@ def test_state_dicts_of_either_shape(module):
     vector.temperature = 0.7
     scalar.load_state_dict(vector.state_dict())
     assert float(scalar.temperature.detach()) == pytest.approx(0.7)
-    labels = torch.arange(6) % 3
-    second = labels if module is SupConLoss else Z[1]
-    value = vector(Z[0], second)
+    value = vector(*inputs(module))
     assert value.shape == ()
-    torch.testing.assert_close(value, scalar(Z[0], second))
-    torch.testing.assert_close(vector.reference()(Z[0], second), value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(value, scalar(*inputs(module)))
+    twin = vector.reference()(*inputs(module))
+    torch.testing.assert_close(twin, value, rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ from cosloss import (
     CosineEmbeddingLoss,
     CosineSimilarity,
     InfoNCELoss,
+    MaxSimLoss,
     NTXentLoss,
     SigmoidContrastiveLoss,
     SupConLoss,
@@ -27,6 +28,14 @@ class HardNegatives(InfoNCELoss):
         return super().forward(query, key, hard_negatives=hard_negatives, **options)
 
 
+class LateInteraction(MaxSimLoss):
+    """Of items with two tokens each."""
+
+    def forward(self, query, document, *, ignore=None, weight=None):
+        tokens = (torch.stack([x, x.flip(1)], 1) for x in (query, document))
+        return super().forward(*tokens, ignore=ignore, weight=weight)
+
+
 MODULES = {
     "nt_xent": (NTXentLoss(), TWO, True),
     "learnable": (NTXentLoss(0.3, learnable_temperature=True), TWO, True),
@@ -37,6 +46,7 @@ MODULES = {
     "hard negatives": (HardNegatives(), ("a", "b", "h"), True),
     "sup_con": (SupConLoss(), ("a", "l"), True),
     "sigmoid": (SigmoidContrastiveLoss(), TWO, True),
+    "max_sim": (LateInteraction(), TWO, True),
     "in_batch_cosine": (CosineEmbeddingLoss(), TWO, False),
     "cosine_embedding": (CosineEmbeddingLoss(), ("a", "b", "y"), False),
     "similarity": (CosineSimilarity(), TWO, False),

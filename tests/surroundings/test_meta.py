@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from cosloss import (
     CosineEmbeddingLoss,
     InfoNCELoss,
+    MaxSimLoss,
     NTXentLoss,
     SigmoidContrastiveLoss,
     SupConLoss,
@@ -18,7 +19,7 @@ from cosloss import (
 )
 from tests.surroundings.calls import CALLS, arguments, error, found, learnt
 
-LEARNABLE = [NTXentLoss, InfoNCELoss, SupConLoss, SigmoidContrastiveLoss]
+LEARNABLE = [NTXentLoss, InfoNCELoss, SupConLoss, MaxSimLoss, SigmoidContrastiveLoss]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

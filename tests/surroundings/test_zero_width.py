@@ -15,7 +15,7 @@ def test_no_columns(name, dtype, backend):
     given = arguments(dtype, columns=0)
     with dispatch.use(backend):
         if name in IN_BATCH:
-            with pytest.raises(ValueError, match=r"at least one column; got shape \(6, 0\)"):
+            with pytest.raises(ValueError, match=r"at least one column; got shape \(6, (2, )?0\)"):
                 CALLS[name].function(functional, given)
             return
         value = CALLS[name].function(functional, given)
