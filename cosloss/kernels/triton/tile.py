@@ -27,12 +27,13 @@ def ids_of(mask: Mask) -> tuple[Tensor | None, ...]:
     return tuple(ids if ids is None else ids.contiguous() for ids in mask.ids)
 
 
-def precision() -> str:
+def precision(dtype: torch.dtype) -> str:
     """How the tensor cores multiply float32: three TF32 products, unless torch allows one.
 
-    The split keeps 22 of the 24 bits of each factor. AMD's matrix cores multiply float32 as it is.
+    The split keeps 22 of the 24 bits of each factor. AMD's matrix cores multiply float32 as it is,
+    and a narrower dtype is always multiplied as it is.
     """
-    if torch.version.hip is not None:
+    if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
     return "tf32" if multiplies_tf32() else "tf32x3"
 
