@@ -13,9 +13,12 @@ from torch import Tensor
 
 from cosloss.criteria import Criterion, empty_lse
 from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
-from cosloss.kernels.triton import tuning
-from cosloss.kernels.triton.in_batch_fwd import in_batch_stats_kernel
+from cosloss.kernels.triton import block_shapes
+from cosloss.kernels.triton.card import card_of
+from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
+from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel, in_batch_stats_kernel
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, limits_of, precision
+from cosloss.kernels.triton.tuning import launch_fastest
 from cosloss.problem import Mask, Problem
 
 # float16's d_logits are scaled to at most this: the smallest that count are normal numbers
@@ -49,12 +52,12 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) 
     row_sums = column_sums = _partials(r, column_chunks, n, criterion)
     if c is not None:
         column_sums = _partials(r, row_chunks, m, criterion) if column_losses else (None, None)
-    size = rows.element_size()
-    width, whole = tuning.forward_width(d, size)
-    launch(
-        tuning.forward_tuner(size, width, n >= tuning.LARGE),
+    launch_fastest(
+        in_batch_fwd_kernel,
+        block_shapes.forward_configs(d, rows.element_size(), card_of(r)),
         (column_chunks, row_chunks),
         like=r,
+        key=("KIND", "SYMMETRIC", "COLUMN_LOSSES"),
         r=rows,
         c=columns,
         bias=bias,
@@ -71,9 +74,7 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) 
         SYMMETRIC=c is None,
         COLUMN_LOSSES=column_losses,
         DIAGONALS=len(mask.diagonals),
-        PRECISION=precision(),
-        WHOLE=whole,
-        BLOCK_D=width,
+        PRECISION=precision(rows.dtype),
     )
     out = r.new_empty(n + m if column_losses and c is not None else n, dtype=torch.float64)
     _add_up(row_sums, out[:n], criterion)
@@ -130,15 +131,16 @@ def _gradient(
     n, d = own.vectors.shape
     m = other.vectors.shape[0]
     size = own.vectors.element_size()
-    width, whole = tuning.backward_width(d, size)
-    parts = triton.cdiv(d, width)
+    parts = triton.cdiv(d, block_shapes.gradient_width(d, size))
     splits = _splits(own.vectors, m, parts)
     grad = own.vectors.new_empty(splits, n, d, dtype=torch.float32)
     d_logit_sums = grad.new_empty(splits, n) if sums else None
-    launch(
-        tuning.backward_tuner(size, width, n >= tuning.LARGE),
+    launch_fastest(
+        in_batch_bwd_kernel,
+        block_shapes.backward_configs(d, size, card_of(grad)),
         lambda chosen: (triton.cdiv(n, chosen["BLOCK_M"]), parts, splits),
         like=grad,
+        key=("KIND",),
         r=own.vectors,
         c=other.vectors,
         bias=bias,
@@ -160,10 +162,7 @@ def _gradient(
         margin=problem.criterion.margin,
         KIND=problem.criterion.kind,
         DIAGONALS=len(mask.diagonals),
-        PRECISION=precision(),
-        WHOLE=whole,
-        BLOCK_D=width,
-        BLOCK_K=tuning.PART[size],
+        PRECISION=precision(own.vectors.dtype),
     )
     return grad[0] if splits == 1 else grad.sum(0), d_logit_sums
 
@@ -186,7 +185,9 @@ def _sides(rows: Tensor, columns: Tensor, grads: LossGrads, problem: Problem) ->
 
 def _chunks(rows: int, columns: int, symmetric: bool) -> tuple[int, int]:
     """Into how many chunks rows and columns are dealt, so that enough pairs of them run at once."""
-    row_blocks, column_blocks = (triton.cdiv(x, tuning.SMALLEST_BLOCK) for x in (rows, columns))
+    row_blocks, column_blocks = (
+        triton.cdiv(x, block_shapes.SMALLEST_BLOCK) for x in (rows, columns)
+    )
     of_columns = min(CHUNKS, column_blocks)
     if symmetric:
         return of_columns, of_columns
@@ -225,4 +226,4 @@ def _add_up(partials: Partials, out: Tensor, criterion: Criterion) -> None:
 def _splits(rows: Tensor, columns: int, parts: int) -> int:
     """Into how many parts the columns are dealt, so that a small batch occupies the device."""
     programs = triton.cdiv(rows.shape[0], 64) * parts
-    return max(1, min(2 * tuning.processors(rows) // programs, triton.cdiv(columns, 128)))
+    return max(1, min(2 * card_of(rows).processors // programs, triton.cdiv(columns, 128)))

@@ -33,12 +33,13 @@ def limits_of(mask: Mask) -> tuple[Tensor | None, ...]:
     return tuple(x if x is None else x.float().contiguous() for x in limits)
 
 
-def precision() -> str:
+def precision(dtype: torch.dtype) -> str:
     """How the tensor cores multiply float32: three TF32 products, unless torch allows one.
 
-    The split keeps 22 of the 24 bits of each factor. AMD's matrix cores multiply float32 as it is.
+    The split keeps 22 of the 24 bits of each factor. AMD's matrix cores multiply float32 as it is,
+    and a narrower dtype is always multiplied as it is.
     """
-    if torch.version.hip is not None:
+    if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
     return "tf32" if multiplies_tf32() else "tf32x3"
 

@@ -1,86 +1,76 @@
-"""Block shapes of the in-batch kernels: a few per dtype and width, of which the fastest is kept.
+"""Which of its configurations a kernel is launched in: the fastest, measured at the first use.
 
-The choice is made at the first use, once for small batches and once for large ones, and never for a
-new batch size alone. `tests/kernels/triton/compiled.py` shows each entry's registers and memory.
+It is measured once per kind of card for batches of 2,048 rows and more, and again from 8,192. Fewer
+rows take the first configuration: what they cost is the launch, and a choice among so short times
+is noise. The first is also taken where torch is asked for deterministic algorithms, since another
+adds up in another order, and while a CUDA graph is captured, when nothing can be timed.
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from math import inf
+from threading import Lock
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+from triton import Config, OutOfResources
+from triton.testing import do_bench
 
-from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
-from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel
+from cosloss.kernels.triton.card import card_of
+from cosloss.kernels.triton.tile import launch
 
-LARGE = 8192  # rows from which a batch is tuned as a large one
-INTERPRETED = triton.knobs.runtime.interpret
-INTERPRETED_PROCESSORS = 3
-SMALLEST_BLOCK = 16 if INTERPRETED else 64
+MEASURED = 2048  # rows from which a batch is worth it
+LARGE = 8192  # rows from which another configuration may be the fastest
 
-Shapes = dict[int, dict[int, tuple[tuple[tuple[int, ...], int, int], ...]]]
-
-# by an element's bytes and the largest BLOCK_D: block shape, warps, stages
-FORWARD: Shapes = {
-    2: {64: (((128,), 8, 3), ((64,), 4, 3)), 256: (((128,), 8, 2), ((64,), 4, 2))},
-    4: {32: (((64,), 4, 3), ((64,), 8, 3)), 128: (((64,), 4, 2), ((64,), 8, 2))},
-}
-BACKWARD: Shapes = {
-    2: {
-        128: (((128, 64), 8, 3), ((64, 64), 4, 3)),
-        256: (((128, 64), 8, 2), ((64, 64), 4, 2)),
-        512: (((64, 64), 8, 2), ((64, 32), 8, 3)),
-    },
-    4: {128: (((64, 64), 8, 2), ((64, 32), 4, 2)), 256: (((64, 32), 8, 2),)},
-}
-# by an element's bytes: the widest rows that a program holds whole, the columns of wider rows that
-# it holds at a time, and the widest part of a gradient that it accumulates
-WHOLE_FORWARD, WHOLE_BACKWARD = {2: 256, 4: 128}, {2: 512, 4: 64}
-PART = {2: 64, 4: 32}
-WIDEST_GRADIENT = {2: 512, 4: 256}
+_chosen: dict[Hashable, Config] = {}
+_choosing = Lock()
 
 
-def processors(like: Tensor) -> int:
-    """The device's multiprocessors: so many programs run at once."""
-    if not like.is_cuda:
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(like.device).multi_processor_count
+def launch_fastest(
+    kernel: Any,
+    configs: Sequence[Config],
+    grid: Any,
+    like: Tensor,
+    key: Sequence[str],
+    *,
+    rows: int,
+    **arguments: Any,
+) -> None:
+    """Launch a kernel on the device of `like`.
+
+    configs: of which the first is right for small batches.
+    grid: the numbers of programs, or a function of the launch's constants.
+    key: the names of the arguments with which the fastest configuration may change.
+    rows, arguments: the kernel's; rows is the size of the batch.
+    """
+
+    def run(config: Config) -> None:
+        launch(kernel, grid, like, rows=rows, **arguments, **config.all_kwargs())
+
+    run(_fastest(run, configs, like, rows, (kernel, *(arguments[name] for name in key))))
 
 
-def forward_width(d: int, size: int) -> tuple[int, bool]:
-    """The columns, of d of `size` bytes, that a forward program holds at a time; whether all."""
-    width = max(16, triton.next_power_of_2(d))
-    return (width, True) if width <= WHOLE_FORWARD[size] else (PART[size], False)
+def _fastest(
+    run: Callable[[Config], None],
+    configs: Sequence[Config],
+    like: Tensor,
+    rows: int,
+    call: tuple[Hashable, ...],
+) -> Config:
+    first = configs[0]
+    if rows < MEASURED or len(configs) == 1 or torch.are_deterministic_algorithms_enabled():
+        return first
+    key = call, tuple(configs), card_of(like), rows >= LARGE
+    with _choosing, torch.cuda.device_of(like):  # two that measure at once would disturb each other
+        if key not in _chosen:
+            if like.is_cuda and torch.cuda.is_current_stream_capturing():
+                return first
+            _chosen[key] = min(configs, key=lambda config: _milliseconds(lambda: run(config)))
+        return _chosen[key]
 
 
-def backward_width(d: int, size: int) -> tuple[int, bool]:
-    """The columns of the gradient that a program accumulates; whether it holds its rows whole."""
-    width = max(16, triton.next_power_of_2(d))
-    return min(width, WIDEST_GRADIENT[size]), width <= WHOLE_BACKWARD[size]
-
-
-@cache
-def forward_tuner(size: int, width: int, large: bool) -> Any:
-    """`in_batch_fwd_kernel` over its block shapes."""
-    configs = _configs(FORWARD[size], width, ("BLOCK",))
-    return triton.autotune(configs, ["KIND", "SYMMETRIC", "COLUMN_LOSSES"])(in_batch_fwd_kernel)
-
-
-@cache
-def backward_tuner(size: int, width: int, large: bool) -> Any:
-    """`in_batch_bwd_kernel` over its block shapes."""
-    configs = _configs(BACKWARD[size], width, ("BLOCK_M", "BLOCK_N"))
-    return triton.autotune(configs, ["KIND", "WHOLE"])(in_batch_bwd_kernel)
-
-
-def _configs(
-    table: dict[int, tuple[Any, ...]], width: int, names: Sequence[str]
-) -> list[triton.Config]:
-    if INTERPRETED:
-        return [triton.Config(dict.fromkeys(names, SMALLEST_BLOCK))]
-    return [
-        triton.Config(dict(zip(names, shape, strict=True)), num_warps=warps, num_stages=stages)
-        for shape, warps, stages in table[min(largest for largest in table if width <= largest)]
-    ]
+def _milliseconds(call: Callable[[], None]) -> float:
+    try:
+        return do_bench(call, return_mode="median")
+    except OutOfResources:  # another Triton may need more than this one
+        return inf

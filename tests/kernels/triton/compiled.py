@@ -1,125 +1,30 @@
-"""Compile every kernel for an H200 that need not be there.
+"""Compile every kernel for every kind of card, none of which need be there, and judge the code.
 
-The host code runs on CPU tensors; Triton believes that the GPU is present, and each launch compiles
-for it, down to the machine code, and runs nothing. One line per kernel and block shape: seconds of
-compilation, shared memory, registers, and the local memory that registers spill to. The exit status
-is 1 where a kernel needs more than the GPU has or spills much. With
-`--quick`, a few dtypes and widths only. Needs Triton out of its interpreter:
+One line per kernel and block shape: seconds of compilation, shared memory, registers, the local
+memory that registers spill to, and what multiplies. The exit status is 1 where a kernel spills,
+takes more shared memory than its card has or `block_shapes` says, has Hopper's products wait for
+one another, or is in no configuration that fits. With `--quick`, a few dtypes and widths only.
 
-    TRITON_INTERPRET=0 python -m tests.kernels.triton.compiled
+    TRITON_INTERPRET=0 python -m tests.kernels.triton.compiled [--quick | --cards 80 90 ...]
 """
 
 import argparse
-import re
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import Pool
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
-from cosloss.kernels.triton import cosine_similarity, in_batch, unit_rows
+from cosloss.kernels.triton import block_shapes, cosine_similarity, in_batch, unit_rows
 from cosloss.problem import Mask, PositiveMask, Problem
+from tests.kernels.triton.compiling import CARDS, Launch, compiling
 
-SHARED_LIMIT = 227 * 1024  # bytes that one program may have on an H200
-SPILL_LIMIT = 256  # bytes per thread
+SPILL_LIMIT = 128  # bytes per thread
 ROWS = 8200  # a large batch
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KINDS = ("exp", "logsumexp", "softplus", "hinge")
 
-
-class Compiled(NamedTuple):
-    """One compiled launch: shared memory and local memory (spills) in bytes, registers a thread."""
-
-    name: str
-    config: str
-    seconds: float
-    shared: int
-    registers: int
-    spilled: int
-    ptx: str
-
-    def fits(self) -> bool:
-        return self.shared <= SHARED_LIMIT and self.spilled <= SPILL_LIMIT
-
-    def __str__(self) -> str:
-        cores = "wgmma" if "wgmma" in self.ptx else "mma" if "mma.sync" in self.ptx else "no dot"
-        return (
-            f"{self.name:<28} {self.seconds:5.1f} s {self.shared / 1024:6.1f} KiB "
-            f"{self.registers:4} registers {self.spilled:4} B spilled  {cores:<7}"
-            f"{'' if self.fits() else 'TOO MUCH'} {self.config}"
-        )
-
-
-class _Hopper:
-    """What Triton asks of a GPU's driver before it launches."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_benchmarker(self) -> Callable[..., list[float]]:
-        def once(call: Callable[[], object], quantiles: object) -> list[float]:
-            call()
-            return [1.0, 1.0, 1.0]
-
-        return once
-
-
-@contextmanager
-def compiling() -> Iterator[list[Compiled]]:
-    """Inside, a launch compiles its kernel, all its configurations when tuned, into the list."""
-    found: list[Compiled] = []
-    kernels: list[object] = []
-    run = JITFunction.run
-
-    def compile_only(self, *arguments, grid, warmup, **keywords):
-        start = time.perf_counter()
-        kernel = run(self, *arguments, grid=grid, warmup=True, **keywords)
-        shape = ("BLOCK", "BLOCK_M", "BLOCK_N", "BLOCK_D", "ROWS", "COLUMNS", "num_warps", "WHOLE")
-        config = {name: keywords[name] for name in shape if name in keywords}
-        seconds = time.perf_counter() - start
-        if not any(kernel is one for one in kernels):
-            kernels.append(kernel)
-            found.append(_described(kernel, str(config), seconds))
-
-    before, driver._active = driver._active, _Hopper()
-    JITFunction.run = compile_only
-    try:
-        yield found
-    finally:
-        JITFunction.run = run
-        driver._active = before
-
-
-def _described(kernel, config: str, seconds: float) -> Compiled:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(kernel.asm["cubin"])
-        listing = subprocess.run(
-            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", listing).groups())
-    return Compiled(
-        kernel.metadata.name,
-        config,
-        seconds,
-        kernel.metadata.shared,
-        registers,
-        stack,
-        kernel.asm["ptx"],
-    )
+Job = tuple[int, Callable[..., None], tuple]  # a card's capability, what compiles, its arguments
 
 
 def compile_rows(dtype: torch.dtype, columns: int) -> None:
@@ -160,28 +65,86 @@ def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
     in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
 
 
+def jobs(capabilities: Iterable[int]) -> Iterator[Job]:
+    """Every dtype, width and kind on each of these cards."""
+    for capability in capabilities:
+        for dtype in DTYPES:
+            for columns in (1, 128, 2048, 10000):
+                yield capability, compile_rows, (dtype, columns)
+                yield capability, compile_unit_rows, (dtype, columns)
+            for columns in (64, 128, 256, 512, 1024):
+                for kind in KINDS:
+                    yield capability, compile_engine, (dtype, columns, kind)
+
+
+def quick_jobs() -> Iterator[Job]:
+    """Each kernel once, and where shared memory and registers were found to be short."""
+    yield 90, compile_rows, (torch.bfloat16, 128)
+    yield 90, compile_unit_rows, (torch.bfloat16, 128)
+    yield 90, compile_engine, (torch.bfloat16, 128, "exp")
+    yield 89, compile_engine, (torch.bfloat16, 512, "exp")
+    yield 80, compile_engine, (torch.float32, 128, "exp")
+
+
+def compiled(job: Job) -> tuple[str, bool]:
+    """What a job's kernels take, a line each; whether all of it is allowed."""
+    capability, compile_all, arguments = job
+    with compiling(capability) as found:
+        compile_all(*arguments)
+    lines = [f"{compile_all.__name__} {' '.join(map(str, arguments))}"]
+    right = True
+    for launch in found:
+        line, allowed = judged(launch, capability, *arguments[:2])
+        lines.append(line)
+        right &= allowed
+    return "\n".join(lines), right
+
+
+def judged(launch: Launch, capability: int, dtype: torch.dtype, columns: int) -> tuple[str, bool]:
+    """A line on what a kernel takes on such a card; whether it is allowed."""
+    registers, spilled = launch.usage()
+    limit = _said(launch, capability, dtype, columns)
+    faults = {
+        f"spills more than {SPILL_LIMIT} B": spilled > SPILL_LIMIT,
+        f"takes more than {limit / 1024:.0f} KiB": launch.shared > limit,
+        "wgmmas wait for one another": launch.serialised(),
+    }
+    said = ", ".join(fault.upper() for fault, found in faults.items() if found)
+    line = (
+        f"  {CARDS[capability].name:<6} {launch.name:<28} {launch.seconds:5.1f} s "
+        f"{launch.shared / 1024:6.1f} KiB "
+        f"{registers:4} registers {spilled:4} B spilled  {launch.cores:<8} {launch.shape()}  {said}"
+    )
+    return line.rstrip(), not said
+
+
+def _said(launch: Launch, capability: int, dtype: torch.dtype, columns: int) -> int:
+    """The shared memory that the kernel may take: what its block shape says, or what there is."""
+    card, constants = CARDS[capability], launch.constants
+    tables = {
+        "in_batch_fwd_kernel": block_shapes.FORWARD,
+        "in_batch_bwd_kernel": block_shapes.BACKWARD,
+    }
+    if launch.name not in tables:
+        return card.shared
+    block = tuple(constants[x] for x in ("BLOCK", "BLOCK_M", "BLOCK_N") if x in constants)
+    asked = block, constants["num_warps"], constants["num_stages"]
+    fitting = block_shapes.fitting(tables[launch.name], columns, dtype.itemsize, card)
+    return next(s.kib * 1024 for s in fitting if s[:3] == asked and s.whole == constants["WHOLE"])
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    dtypes = (torch.bfloat16,) if quick else (torch.float32, torch.bfloat16, torch.float16)
-    jobs: list[tuple[Callable[..., None], tuple]] = []
-    for dtype in dtypes:
-        for columns in (128,) if quick else (1, 128, 2048, 10000):
-            jobs.append((compile_rows, (dtype, columns)))
-            jobs.append((compile_unit_rows, (dtype, columns)))
-        for columns in (128,) if quick else (64, 128, 256, 512, 1024):
-            for kind in ("exp",) if quick else ("exp", "logsumexp", "softplus", "hinge"):
-                jobs.append((compile_engine, (dtype, columns, kind)))
+    parser.add_argument("--cards", nargs="+", type=int, choices=CARDS, default=CARDS)
+    given = parser.parse_args()
+    wanted = quick_jobs() if given.quick else jobs(given.cards)
     bad = 0
-    for job, arguments in jobs:
-        with compiling() as found:
-            job(*arguments)
-        print(f"{job.__name__} {' '.join(map(str, arguments))}", flush=True)
-        for one in found:
-            bad += not one.fits()
-            print(f"  {one}", flush=True)
+    with Pool() as pool:
+        for lines, right in pool.imap(compiled, wanted):
+            print(lines, flush=True)
+            bad += not right
     return 1 if bad else 0
 
 

@@ -1,14 +1,19 @@
-"""The kernels compile for a GPU, down to machine code, on a machine that has none."""
+"""The kernels compile for cards, down to machine code, on a machine that has none."""
 
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from tests.kernels.triton.compiled import judged
+from tests.kernels.triton.compiling import Launch
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_compute_capability_9():
+def test_kernels_compile_and_fit_where_memory_and_registers_are_short():
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.kernels.triton.compiled", "--quick"],
@@ -23,7 +28,27 @@ def test_kernels_compile_for_compute_capability_9():
     ]
     for kernel in (*row_wise, "in_batch_stats"):
         assert any(kernel in line for line in lines)
-    for kernel in ("in_batch_fwd", "in_batch_bwd"):
-        tensor_cores = [line for line in lines if kernel in line]
-        assert len(tensor_cores) >= 2
-        assert all("wgmma" in line for line in tensor_cores)
+    for card, cores in (("sm_90", "wgmma"), ("sm_89", "mma.sync"), ("sm_80", "mma.sync")):
+        for kernel in ("in_batch_fwd", "in_batch_bwd"):
+            tensor_cores = [line for line in lines if card in line and kernel in line]
+            assert len(tensor_cores) >= 2
+            assert all(cores in line for line in tensor_cores)
+
+
+@pytest.mark.parametrize(
+    ("capability", "spilled", "kib", "serialised", "said"),
+    [
+        (80, 128, 163, False, ""),
+        (80, 129, 163, False, "SPILLS MORE THAN 128 B"),
+        (86, 0, 100, False, "TAKES MORE THAN 99 KIB"),
+        (90, 0, 227, True, "WGMMAS WAIT FOR ONE ANOTHER"),
+    ],
+)
+def test_what_is_refused(capability, spilled, kib, serialised, said, monkeypatch):
+    monkeypatch.setattr(Launch, "usage", lambda launch: (255, spilled))
+    monkeypatch.setattr(Launch, "serialised", lambda launch: serialised)
+    metadata = SimpleNamespace(name="a_kernel", shared=kib * 1024, num_warps=4, num_stages=2)
+    launch = Launch(SimpleNamespace(metadata=metadata, asm={"ptx": "wgmma"}), {}, 1.0)
+    line, allowed = judged(launch, capability, torch.float32, 128)
+    assert allowed == (not said)
+    assert line.endswith(said)

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from cosloss import functional, reference
-from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.triton import in_batch, tile, tuning
+from cosloss.kernels.triton import card, in_batch, tile
 from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
+from tests.kernels.triton.engine import (
+    CRITERIA,
+    assert_gradients,
+    problem,
+    single,
+    use_shapes,
+    vectors,
+)
 from tests.slow import slow
-
-CRITERIA = {
-    "exp": CrossEntropy(40.0),
-    "logsumexp": DecoupledCrossEntropy(),
-    "softplus": SigmoidContrast(),
-    "hinge": CosineEmbedding(0.1, 3),
-}
 
 pytestmark = [
     pytest.mark.usefixtures("triton_backend"),
@@ -47,8 +47,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, *slow(torch.bfloat16, torch.float16)], ids=str)
 @pytest.mark.parametrize("op", [OPS[0], *slow(*OPS[1:])], ids=lambda op: op.name)
 def test_every_sample_keeps_its_budget(op, dtype, calls, monkeypatch):
-    for table in (tuning.WHOLE_FORWARD, tuning.WHOLE_BACKWARD, tuning.WIDEST_GRADIENT):
-        monkeypatch.setitem(table, dtype.itemsize, 8192)  # in parts, 4099 columns take a minute
+    use_shapes(monkeypatch, whole=True)  # in parts, 4099 columns take a minute
     budget = op.budget(dtype)
     for sample in (*op.generic(), *op.hard(dtype)):
         found = errors(op.function, op.twin, sample, dtype)
@@ -74,11 +73,8 @@ def test_totals_whatever_the_tiles(kind, columns, rows, chunks, monkeypatch):
 @pytest.mark.parametrize("kind", CRITERIA)
 @pytest.mark.parametrize("columns", [None, *slow(60)], ids=["symmetric", "two-way"])
 def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypatch):
-    monkeypatch.setattr(tuning, "processors", lambda like: processors)
-    if not whole:
-        for table in (tuning.WHOLE_FORWARD, tuning.WHOLE_BACKWARD, tuning.WIDEST_GRADIENT):
-            monkeypatch.setitem(table, 4, 16)
-        monkeypatch.setitem(tuning.PART, 4, 16)
+    monkeypatch.setattr(card, "INTERPRETER", card.INTERPRETER._replace(processors=processors))
+    use_shapes(monkeypatch, whole)
     r, c = problem(41, columns, 37)
     matrix = Problem(CRITERIA[kind], Mask((0, 3, -3)), True)
     assert_gradients(r, c, None, matrix, (True, c is not None, False))
@@ -176,11 +172,13 @@ def test_float16_weights_far_below_its_range():
 
 
 def test_tf32_only_where_torch_allows_it():
-    assert tile.precision() == "tf32x3"
+    assert tile.precision(torch.float32) == "tf32x3"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        assert tile.precision() == "tf32"
+        assert tile.precision(torch.float32) == "tf32"
+        # what no switch changes is not compiled again
+        assert {tile.precision(dtype) for dtype in (torch.bfloat16, torch.float16)} == {"ieee"}
         z1, z2 = (vectors(20, 9, seed).float() for seed in (0, 1))
         exact = reference.nt_xent_loss(z1.double(), z2.double(), 0.1).float()
         rough = functional.nt_xent_loss(z1, z2, 0.1)
@@ -204,37 +202,3 @@ def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
     matrix = Problem(CRITERIA["exp"], Mask((0,)), True)
     with pytest.raises(AssertionError):
         assert_gradients(r, None, None, matrix, (True, False, False))
-
-
-def vectors(rows, columns, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, columns, dtype=torch.float64, generator=generator)
-
-
-def problem(rows, others, columns=20):
-    """Rows, and the others' or None, with logits of about 1."""
-    scale = columns**-0.25
-    r = scale * vectors(rows, columns)
-    return r, None if others is None else scale * vectors(others, columns, 1)
-
-
-def single(*tensors):
-    return [None if x is None else x.float() for x in tensors]
-
-
-def assert_gradients(r, c, bias, matrix, needs, rounding=1e-6, scale=0.37, dtype=torch.float32):
-    """The kernel's gradients are the eager backend's in float64, to `rounding` of each weight."""
-    exact_total = eager.forward(r, c, bias, matrix)
-    grad = scale * torch.linspace(0.5, 2, exact_total.numel(), dtype=torch.float64)
-    inputs = r, c, bias
-    narrow = [None if x is None else x.to(dtype) for x in (r, c)]
-    narrow += single(bias)
-    total = in_batch.forward(*narrow, matrix)
-    d_pos_logit = None if matrix.positives is None else 0.02 * grad.flip(0)
-    asked = {"d_stat": grad, "needs": needs, "d_pos_logit": d_pos_logit}
-    found = in_batch.backward(*narrow, matrix, stat=total, **asked)
-    exact = eager.backward(*inputs, matrix, stat=exact_total, **asked)
-    for own, other, need in zip(found, exact, needs, strict=True):
-        assert (own is not None) == need
-        if own is not None:
-            assert (own - other).abs().max() < rounding * other.abs().max() * 2
