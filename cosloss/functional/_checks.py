@@ -15,6 +15,7 @@ from cosloss.arguments import (
     described,
     is_number,
 )
+from cosloss.distributed import Gather
 from cosloss.modes import readable, recording
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -24,6 +25,13 @@ SCALAR = "a number or a 0-d tensor"
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless reduction is one of REDUCTIONS."""
     check_choice("reduction", reduction, REDUCTIONS, " (the options after it are given by name)")
+
+
+def check_gather(gather_distributed: Gather) -> None:
+    """Raise TypeError unless gather_distributed is True, False or "ring"."""
+    if not isinstance(gather_distributed, bool) and gather_distributed != "ring":
+        shown = described(gather_distributed)
+        raise TypeError(f"gather_distributed must be True, False or 'ring'; got {shown}")
 
 
 def check_margin(margin: float) -> None:

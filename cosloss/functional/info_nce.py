@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cosloss.arguments import check_device, check_flags
 from cosloss.criteria import CrossEntropy
+from cosloss.distributed import Gather
 from cosloss.functional._checks import (
     as_number,
     check_floating,
@@ -36,7 +37,7 @@ def info_nce_loss(
     key_bias: Float[Tensor, " columns"] | None = None,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """InfoNCE, the cross entropy of a query's own key among the keys.
 
@@ -101,13 +102,13 @@ def info_nce_loss(
                 raise ValueError(
                     f"negatives take the place of the other keys, which {name} needs; got both"
                 )
-        _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
+        _check_negatives(negatives, query, symmetric or bool(gather_distributed), ignore)
         dtype = torch.promote_types(query.dtype, key.dtype)
         rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
         problem = Problem(CrossEntropy(largest_logit(temperature)), Mask(), column_losses=False)
         return reduced_loss(rows, problem, options, as_number(temperature, dtype))
     if hard_negatives is not None:
-        _check_hard_negatives(hard_negatives, query, gather_distributed)
+        _check_hard_negatives(hard_negatives, query, bool(gather_distributed))
     criterion = CrossEntropy(largest_logit(temperature))
     if key_bias is not None:
         _check_key_bias(key_bias, query, hard_negatives)
@@ -160,7 +161,8 @@ def _with_hard_negatives(
         def of_columns(ids: Tensor) -> Tensor:
             return torch.cat([ids, other.expand(ids.shape[0] * hard.shape[0] // own.shape[0])])
 
-        mask = Mask(groups=(own, of_columns(everyones)))
+        each = everyones.split(own.shape[0] if peers is None else peers.batch_sizes)
+        mask = Mask(groups=(own, torch.cat([of_columns(ids) for ids in each])))
         own_columns = Mask(groups=(everyones, of_columns(own)))
     problem = Problem(criterion, mask, False, negatives_beside=True, own_columns=own_columns)
     if key_bias is not None:

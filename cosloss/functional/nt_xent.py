@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cosloss.arguments import check_flags
 from cosloss.criteria import CrossEntropy, DecoupledCrossEntropy
+from cosloss.distributed import Gather
 from cosloss.functional._checks import check_temperature, check_views
 from cosloss.functional._in_batch import Options, largest_logit, loss_of_pairs
 
@@ -18,7 +19,7 @@ def nt_xent_loss(
     decoupled: bool = False,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """NT-Xent, the normalised temperature-scaled cross entropy of SimCLR.
 

@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.criteria import SigmoidContrast
+from cosloss.distributed import Gather
 from cosloss.functional._checks import check_scalar, check_temperature, check_views
 from cosloss.functional._in_batch import Options, loss_of_pairs
 
@@ -17,7 +18,7 @@ def sigmoid_contrastive_loss(
     *,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """SigLIP's loss: for every pair of rows, is it the same item or not.
 
