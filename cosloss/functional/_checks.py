@@ -29,9 +29,9 @@ def check_reduction(reduction: str) -> None:
 
 def check_gather(gather_distributed: Gather) -> None:
     """Raise TypeError unless gather_distributed is True, False or "ring"."""
-    if not isinstance(gather_distributed, bool) and gather_distributed != "ring":
-        shown = described(gather_distributed)
-        raise TypeError(f"gather_distributed must be True, False or 'ring'; got {shown}")
+    given = gather_distributed
+    if not isinstance(given, bool) and not (isinstance(given, str) and given == "ring"):
+        raise TypeError(f"gather_distributed must be True, False or 'ring'; got {described(given)}")
 
 
 def check_margin(margin: float) -> None:

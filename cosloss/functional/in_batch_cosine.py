@@ -40,7 +40,8 @@ def in_batch_cosine_embedding_loss(
         weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has

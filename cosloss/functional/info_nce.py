@@ -65,7 +65,8 @@ def info_nce_loss(
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has

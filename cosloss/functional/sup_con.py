@@ -47,7 +47,9 @@ def sup_con_loss(
             of rows that have a positive.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum", and no `ignore`.
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum", and
+            no `ignore`.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A row without a
