@@ -17,8 +17,9 @@ from cosloss.arguments import (
     check_number,
     described,
 )
+from cosloss.distributed import Gather
 from cosloss.functional import info_nce_loss, sigmoid_contrastive_loss, sup_con_loss
-from cosloss.functional._checks import check_floating, check_scalar
+from cosloss.functional._checks import check_floating, check_gather, check_scalar
 
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 HARDNESS = {"in_batch_negatives": "in_batch", "hard_negatives": "hard", "all_negatives": "all"}
@@ -27,9 +28,9 @@ HARDNESS = {"in_batch_negatives": "in_batch", "hard_negatives": "hard", "all_neg
 class _Gathering(nn.Module):
     """Abstract: a loss with the option to take negatives from all processes."""
 
-    def __init__(self, gather_distributed: bool = False) -> None:
+    def __init__(self, gather_distributed: Gather = False) -> None:
         super().__init__()
-        check_flags(gather_distributed=gather_distributed)
+        check_gather(gather_distributed)
         self.gather_distributed = gather_distributed
 
 
@@ -38,7 +39,8 @@ class ClipLoss(_Gathering):
 
     Args:
         gather_distributed: take negatives from all processes; every process then returns the joined
-            batch's loss, and after DDP's averaging has its gradient.
+            batch's loss, and after DDP's averaging has its gradient. "ring" does so in memory that
+            does not grow with them.
 
     Shape:
         image_features: (N, D), floating point; they need not be normalised.

@@ -92,17 +92,33 @@ class PositiveMask:
         """True at the pairs of one class in the tile X[i, j]."""
         return self.rows[i, None] == self.columns[j]
 
-    def mean_logits(self, r: Tensor, c: Tensor) -> Tensor:
-        """Each row's positive logit, for rows among the columns and ids below their number."""
-        r, c = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (r, c))
-        sums = torch.zeros_like(c).index_add_(0, self.columns, c)
-        others = sums[self.rows].sub_(r)
+    def class_sums(self, c: Tensor, sums: Tensor | None = None) -> Tensor:
+        """The sum of each class's columns, on top of `sums`; ids are at most the number of rows."""
+        if sums is None:
+            wide = torch.promote_types(c.dtype, torch.float32)
+            sums = c.new_zeros(self.rows.shape[0] + 1, c.shape[1], dtype=wide)
+        return sums.index_add_(0, self.columns, c.to(sums.dtype))
+
+    def mean_logits(self, r: Tensor, class_sums: Tensor) -> Tensor:
+        """Each row's positive logit, for rows that are among the columns."""
+        r = r.to(class_sums.dtype)
+        others = class_sums[self.rows].sub_(r)
         return others.mul_(r).sum(1) / self.count
 
     def numbered(self) -> "PositiveMask":
         """The same pairs, with ids that count from 0; for rows that are the columns."""
         _, ids = self.columns.unique(return_inverse=True)
         return PositiveMask(ids, ids, self.count)
+
+    def of_rows(self) -> "PositiveMask":
+        """The same pairs: a class's id is its first row, or the number of rows where it has none.
+
+        For ids below the number of columns.
+        """
+        n = self.rows.shape[0]
+        first = self.columns.new_full(self.columns.shape, n)
+        first.scatter_reduce_(0, self.rows, torch.arange(n, device=first.device), "amin")
+        return PositiveMask(first[self.rows], first[self.columns], self.count)
 
 
 @dataclass(frozen=True)

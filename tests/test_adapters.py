@@ -1,5 +1,7 @@
 """The adapters beside what each library computes, written out; values and gradients."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -115,11 +117,12 @@ def in_processes(rank, world, port):
     join(rank, world, port)
     image, text = leaves(10, 8)
     scale, rows = scalar(9.0), slice(0, 7) if rank == 0 else slice(7, 10)
-    losses = {
-        "clip": (adapters.ClipLoss(gather_distributed=True), clip, [scale]),
-        "sig_lip": (adapters.SigLipLoss(gather_distributed=True), sig_lip, [scale, scalar(-2.0)]),
-    }
-    for ours, theirs, more in losses.values():
+    losses = [
+        (adapters.ClipLoss, clip, [scale]),
+        (adapters.SigLipLoss, sig_lip, [scale, scalar(-2.0)]),
+    ]
+    for (adapter, theirs, more), gather in itertools.product(losses, (True, "ring")):
+        ours = adapter(gather_distributed=gather)
         value = ours(image[rows], text[rows], *more)
         torch.testing.assert_close(value, theirs(image, text, *more))
         own = torch.autograd.grad(value, image)[0][rows] / world
@@ -137,7 +140,7 @@ Z = torch.ones(4, 3)
 BAD = {
     "logit_scale must be positive; got -1.0": lambda: adapters.ClipLoss()(Z, Z, -1.0),
     "logit_scale must be a number or a 0-d tensor; got 'x'": lambda: adapters.ClipLoss()(Z, Z, "x"),
-    "gather_distributed must be True or False": lambda: adapters.SigLipLoss(1),
+    "gather_distributed must be True, False or 'ring'; got 1": lambda: adapters.SigLipLoss(1),
     "scale must be positive; got 0": lambda: adapters.MultipleNegativesRankingLoss(
         nn.Identity(), 0
     ),

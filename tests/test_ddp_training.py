@@ -45,12 +45,13 @@ def weights(path):
     return torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("loss", ["nt_xent", "sup_con"])
-def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, loss):
-    one = curve(tmp_path / "one", f"loss={loss}", "data.batch_size=32")
-    two = curve(
-        tmp_path / "two", f"loss={loss}", "trainer=ddp", "trainer.devices=2", "data.batch_size=16"
-    )
+@pytest.mark.parametrize(
+    ("loss", "gather"), [("nt_xent", "true"), ("sup_con", "true"), ("sup_con", "ring")]
+)
+def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, loss, gather):
+    chosen = f"loss={loss}", f"loss.gather_distributed={gather}"
+    one = curve(tmp_path / "one", *chosen, "data.batch_size=32")
+    two = curve(tmp_path / "two", *chosen, "trainer=ddp", "trainer.devices=2", "data.batch_size=16")
     assert len(one) == 8
     assert one.std() > 1e-3  # it moves
     # TensorBoard holds float32

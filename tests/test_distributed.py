@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from cosloss import functional
 from experiments.simclr.program.processes import leave_process_group
 
+BOUNDS = {2: [0, 9, 10], 4: [0, 2, 3, 7, 10]}  # of the processes' items
 DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 GROUPS = torch.tensor([0, 1, 2, 1, 3, 0, 4, 2, 5, 1])
 LOSSES = {
@@ -46,6 +47,16 @@ LOSSES = {
         key_bias=torch.cat([b[:, 0], torch.stack([a[:, 1], b[:, 2] - ids], 1).flatten()]),
         **k,
     ),
+    "sigmoid": lambda a, b, t, ids, **k: functional.sigmoid_contrastive_loss(
+        a, b, t, 3 * t - 2, **k
+    ),
+    "sup_con": lambda a, b, t, ids, **k: functional.sup_con_loss(
+        a + b, ids, t, weight=ids + 0.5, **k
+    ),
+}
+
+# several matrices, whose rows travel with a gradient: no ring
+SOFTMAX = {
     "directions": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, directions=DIRECTIONS, ignore=ids, weight=ids + 0.5, **k
     ),
@@ -62,12 +73,6 @@ LOSSES = {
     ),
     "false negatives": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, None, True, hard_negatives=(a * b)[:, None], false_negative_margin=0.1, **k
-    ),
-    "sigmoid": lambda a, b, t, ids, **k: functional.sigmoid_contrastive_loss(
-        a, b, t, 3 * t - 2, **k
-    ),
-    "sup_con": lambda a, b, t, ids, **k: functional.sup_con_loss(
-        a + b, ids, t, weight=ids + 0.5, **k
     ),
 }
 
@@ -105,22 +110,29 @@ def join(rank, world, port):
     )
 
 
-def check_every_loss(rank, world):
-    bounds = {2: [0, 7, 10], 4: [0, 2, 3, 7, 10]}[world]
+def errors(loss, dtype, temperature, rank, world, gather):
+    """How far the losses and the averaged gradients are from one process's, of its largest."""
+    bounds = BOUNDS[world]
+    joined = gradient(loss, dtype, temperature, slice(None))
     rows = slice(bounds[rank], bounds[rank + 1])
-    for name, loss in LOSSES.items():
+    value, *grads = gradient(loss, dtype, temperature, rows, gather_distributed=gather)
+    for grad in grads:  # as DDP does
+        dist.all_reduce(grad)
+        grad /= world
+    return [
+        float((ours - one).abs().max() / one.abs().max().clamp_min(1e-3))
+        for ours, one in zip((value, *grads), joined, strict=True)
+    ]
+
+
+def check_every_loss(rank, world, gather=True):
+    for name, loss in {**LOSSES, **(SOFTMAX if gather is True else {})}.items():
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
             for temperature in (0.3, 0.02):
-                joined = gradient(loss, dtype, temperature, slice(None))
-                value, *grads = gradient(loss, dtype, temperature, rows, gather_distributed=True)
-                for grad in grads:  # as DDP does
-                    dist.all_reduce(grad)
-                    grad /= world
-                for ours, one in zip((value, *grads), joined, strict=True):
-                    error = float((ours - one).abs().max() / one.abs().max().clamp_min(1e-3))
-                    # float32's own logits are 1 / temperature large
-                    allowed = tolerance / min(1.0, 4 * temperature)
-                    assert error < allowed, (name, dtype, temperature, error)
+                error = max(errors(loss, dtype, temperature, rank, world, gather))
+                # float32's own logits are 1 / temperature large
+                allowed = tolerance / min(1.0, 4 * temperature)
+                assert error < allowed, (name, dtype, temperature, error)
 
 
 def count_collectives():

@@ -15,6 +15,7 @@ from cosloss.arguments import (
     described,
     is_number,
 )
+from cosloss.distributed import Gather
 from cosloss.modes import readable, recording
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -24,6 +25,13 @@ SCALAR = "a number or a 0-d tensor"
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless reduction is one of REDUCTIONS."""
     check_choice("reduction", reduction, REDUCTIONS, " (the options after it are given by name)")
+
+
+def check_gather(gather_distributed: Gather) -> None:
+    """Raise TypeError unless gather_distributed is True, False or "ring"."""
+    given = gather_distributed
+    if not isinstance(given, bool) and not (isinstance(given, str) and given == "ring"):
+        raise TypeError(f"gather_distributed must be True, False or 'ring'; got {described(given)}")
 
 
 def check_margin(margin: float) -> None:

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cosloss.arguments import check_flags
 from cosloss.criteria import Criterion
-from cosloss.distributed import Peers
+from cosloss.distributed import Gather, Peers
 from cosloss.distributed import peers as find_peers
 from cosloss.functional._checks import (
     as_number,
+    check_gather,
     check_groups,
     check_reduction,
     check_weight,
@@ -30,13 +30,12 @@ class Options(NamedTuple):
     reduction: str
     ignore: Tensor | None = None
     weight: Tensor | None = None
-    gather_distributed: bool = False
+    gather_distributed: Gather = False
 
     def check(self, z: Tensor) -> None:
         """Raise unless they are valid for these items' embeddings."""
         check_reduction(self.reduction)
-        if not isinstance(self.gather_distributed, bool):
-            check_flags(gather_distributed=self.gather_distributed)
+        check_gather(self.gather_distributed)
         if self.ignore is not None:
             check_groups(self.ignore, z)
         if self.weight is not None:
@@ -45,14 +44,15 @@ class Options(NamedTuple):
     def peers(
         self, z: Tensor, hard_negatives: int | None = None, **scalars: float | Tensor
     ) -> Peers | None:
-        """The processes to gather from, or None where there is only this one.
+        """The processes that share their rows, or None where there is only this one.
 
         hard_negatives: how many an item has.
         scalars: the loss's temperature and bias, which must be equal in all processes.
         """
         if not self.gather_distributed:
             return None
-        peers = find_peers(z.shape[0], z.device, hard_negatives, **scalars)
+        ring = self.gather_distributed == "ring"
+        peers = find_peers(z.shape[0], z.device, hard_negatives, ring, **scalars)
         if peers is not None and self.reduction == "none":
             raise ValueError(
                 "gather_distributed gives one number, the joined batch's: reduction must "

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.criteria import CosineEmbedding
+from cosloss.distributed import Gather
 from cosloss.functional._checks import check_margin, check_negative_weight, check_views
 from cosloss.functional._in_batch import Options, item_mask, reduced_loss
 from cosloss.modes import differentiates_itself
@@ -20,7 +21,7 @@ def in_batch_cosine_embedding_loss(
     negative_weight: float = 1.0,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """Cosine embedding loss in which every row has one positive and all other rows as negatives.
 
@@ -39,7 +40,8 @@ def in_batch_cosine_embedding_loss(
         weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has

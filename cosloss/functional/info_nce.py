@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cosloss.arguments import check_device, check_flags
 from cosloss.criteria import CrossEntropy
+from cosloss.distributed import Gather
 from cosloss.functional._checks import (
     as_number,
     check_floating,
@@ -42,7 +43,7 @@ def info_nce_loss(
     false_negative_margin: float | None = None,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """InfoNCE, the cross entropy of a query's own key among the keys.
 
@@ -84,7 +85,8 @@ def info_nce_loss(
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -138,13 +140,13 @@ def info_nce_loss(
                 raise ValueError(
                     f"negatives take the place of the other keys, which {name} needs; got both"
                 )
-        _check_negatives(negatives, query, symmetric or gather_distributed, ignore)
+        _check_negatives(negatives, query, symmetric or bool(gather_distributed), ignore)
         dtype = torch.promote_types(query.dtype, key.dtype)
         rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
         problem = Problem(CrossEntropy(largest_logit(temperature)), Mask(), column_losses=False)
         return reduced_loss(rows, problem, options, as_number(temperature, dtype))
     if hard_negatives is not None:
-        _check_hard_negatives(hard_negatives, query, gather_distributed)
+        _check_hard_negatives(hard_negatives, query, bool(gather_distributed))
     criterion = CrossEntropy(largest_logit(temperature))
     if key_bias is not None:
         _check_key_bias(key_bias, query, hard_negatives)
@@ -197,7 +199,8 @@ def _with_hard_negatives(
         def of_columns(ids: Tensor) -> Tensor:
             return torch.cat([ids, other.expand(ids.shape[0] * hard.shape[0] // own.shape[0])])
 
-        mask = Mask(groups=(own, of_columns(everyones)))
+        each = everyones.split(own.shape[0] if peers is None else peers.batch_sizes)
+        mask = Mask(groups=(own, torch.cat([of_columns(ids) for ids in each])))
         own_columns = Mask(groups=(everyones, of_columns(own)))
     problem = Problem(criterion, mask, False, negatives_beside=True, own_columns=own_columns)
     if key_bias is not None:
@@ -215,6 +218,11 @@ def _check_softmax(
     options: Options,
 ) -> Tensor | None:
     """Raise unless the options go together; the given negatives of either kind."""
+    if options.gather_distributed == "ring":
+        raise ValueError(
+            "gather_distributed must be True or False with directions, hardness or "
+            "false_negative_margin; got 'ring'"
+        )
     if key_bias is not None:
         raise ValueError(
             "key_bias is not taken with directions, hardness or false_negative_margin; got both"

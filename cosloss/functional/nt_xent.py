@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cosloss.arguments import check_flags
 from cosloss.criteria import CrossEntropy, DecoupledCrossEntropy
+from cosloss.distributed import Gather
 from cosloss.functional._checks import check_temperature, check_views
 from cosloss.functional._in_batch import Options, largest_logit, loss_of_pairs
 
@@ -18,7 +19,7 @@ def nt_xent_loss(
     decoupled: bool = False,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """NT-Xent, the normalised temperature-scaled cross entropy of SimCLR.
 
@@ -36,7 +37,8 @@ def nt_xent_loss(
         weight: (N,), multiplies both rows' losses before the reduction; "mean" divides by 2N.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has

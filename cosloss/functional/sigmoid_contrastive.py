@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosloss.criteria import SigmoidContrast
+from cosloss.distributed import Gather
 from cosloss.functional._checks import check_scalar, check_temperature, check_views
 from cosloss.functional._in_batch import Options, loss_of_pairs
 
@@ -17,7 +18,7 @@ def sigmoid_contrastive_loss(
     *,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """SigLIP's loss: for every pair of rows, is it the same item or not.
 
@@ -35,7 +36,8 @@ def sigmoid_contrastive_loss(
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum".
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has

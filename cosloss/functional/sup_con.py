@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cosloss.arguments import check_device, check_tensor, described
 from cosloss.criteria import DecoupledCrossEntropy
+from cosloss.distributed import Gather
 from cosloss.functional._checks import (
     as_number,
     check_floating,
@@ -27,7 +28,7 @@ def sup_con_loss(
     *,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
-    gather_distributed: bool = False,
+    gather_distributed: Gather = False,
 ) -> Float[Tensor, "..."]:
     """SupCon, the contrastive loss with several positives per row (the paper's L_out).
 
@@ -46,7 +47,9 @@ def sup_con_loss(
             of rows that have a positive.
         gather_distributed: take negatives from all processes of the default group, whose batches
             may differ in size. The loss is the joined batch's in every process, and after DDP's
-            averaging so is every gradient. Needs reduction "mean" or "sum", and no `ignore`.
+            averaging so is every gradient. "ring" passes the rows on from process to process, in
+            the backward pass again, and no process holds all. Needs reduction "mean" or "sum", and
+            no `ignore`.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A row without a
@@ -78,8 +81,7 @@ def sup_con_loss(
     temperature = as_number(temperature, z.dtype)
     peers, own = options.peers(z, temperature=temperature), ALL
     if peers is not None:
-        first = sum(peers.batch_sizes[: peers.rank])
-        labels, own = peers.gather(labels), slice(first, first + z.shape[0])
+        labels, own = peers.gather(labels), peers.own
     classes, count = _classes(z, labels)
     if readable(count) and not count.any():
         warn_once("no two labels of the batch are equal: without positives SupCon's loss is 0")
@@ -91,12 +93,13 @@ def sup_con_loss(
     mask = item_mask(z, 1, None, peers)
     if ignore is not None:  # a group's rows of one class are positives
         mask = Mask((0,), groups=(ignore, ignore), classes=(classes, classes))
+    positives = PositiveMask(classes[own], classes, count[own].clamp_min(1))
     problem = Problem(
         DecoupledCrossEntropy(largest_logit(temperature)),
         mask,
         column_losses=True,
         self_similarity=True,
-        positives=PositiveMask(classes[own], classes, count[own].clamp_min(1)),
+        positives=positives if peers is None else positives.of_rows(),
     )
     rows = z, None, None
     return reduced_loss(rows, problem, options._replace(weight=share), temperature, peers=peers)

@@ -4,6 +4,7 @@ Shapes: statistics (N,) of the rows and (M,) of the columns; a vector over the l
 (N + M,) where columns that are not the rows have losses too, rows first.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,12 @@ class Stats:
         if largest is not None:
             lse += largest[part]
         lse.clamp_(min=empty_lse(lse.dtype))
+
+
+def merged(problem: Problem, parts: Sequence[Tensor]) -> Tensor:
+    """Every loss's statistic, from those of parts of its pairs."""
+    every = torch.stack([*parts])
+    return every.logsumexp(0) if "exp" in problem.criterion.kind else every.sum(0)
 
 
 class LossGrads(NamedTuple):

@@ -18,7 +18,8 @@ from cosloss.arguments import (
     described,
     is_number,
 )
-from cosloss.functional._checks import check_reduction, check_temperature
+from cosloss.distributed import Gather
+from cosloss.functional._checks import check_gather, check_reduction, check_temperature
 from cosloss.modes import PLAIN
 
 
@@ -70,13 +71,14 @@ class Options(TypedDict, total=False):
     """The keywords of every contrastive module, False or None unless told otherwise.
 
     learnable_temperature: learn the logarithm of the temperature.
-    gather_distributed: take negatives from all processes.
+    gather_distributed: take negatives from all processes; "ring" does so in memory that does not
+        grow with them.
     scalar_parameters: give learnt scalars shape () and not (1,); True by default.
     device, dtype: of learnt scalars.
     """
 
     learnable_temperature: bool
-    gather_distributed: bool
+    gather_distributed: Gather
     scalar_parameters: bool
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -110,7 +112,7 @@ class ContrastiveLoss(Loss):
         reduction: str,
         *,
         learnable_temperature: bool = False,
-        gather_distributed: bool = False,
+        gather_distributed: Gather = False,
         scalar_parameters: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -124,9 +126,9 @@ class ContrastiveLoss(Loss):
             check_dtype("dtype", dtype)
         check_flags(
             learnable_temperature=learnable_temperature,
-            gather_distributed=gather_distributed,
             scalar_parameters=scalar_parameters,
         )
+        check_gather(gather_distributed)
         self.reduction = reduction
         self.gather_distributed = gather_distributed
         self.learnable_temperature = learnable_temperature
@@ -178,7 +180,7 @@ class ContrastiveLoss(Loss):
 
     def extra_repr(self) -> str:
         flags = ("learnable_temperature", "gather_distributed")
-        shown = "".join(f", {flag}=True" for flag in flags if getattr(self, flag))
+        shown = "".join(f", {x}={getattr(self, x)!r}" for x in flags if getattr(self, x))
         return super().extra_repr() + shown
 
     def _learn(self, name: str, **initial: float) -> None:

@@ -21,7 +21,8 @@ class NTXentLoss(ContrastiveLoss):
         decoupled: leave the positive out of the sum (DCL).
         learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
             by default.
-        gather_distributed: take negatives from all processes of the default group.
+        gather_distributed: take negatives from all processes of the default group; "ring" does so
+            in memory that does not grow with them.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -74,7 +75,8 @@ class InfoNCELoss(ContrastiveLoss):
         false_negative_margin: negatives more similar than the pair less this are left out (GIST).
         learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
             by default.
-        gather_distributed: take negatives from all processes of the default group.
+        gather_distributed: take negatives from all processes of the default group; "ring" does so
+            in memory that does not grow with them.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -177,7 +179,8 @@ class SupConLoss(ContrastiveLoss):
             positive.
         learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
             by default.
-        gather_distributed: take negatives from all processes of the default group.
+        gather_distributed: take negatives from all processes of the default group; "ring" does so
+            in memory that does not grow with them.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -241,7 +244,8 @@ class SigmoidContrastiveLoss(ContrastiveLoss):
         learnable_bias: learn the bias.
         learnable_temperature: learn the temperature's logarithm, `log_temperature`; True by
             default.
-        gather_distributed: take negatives from all processes of the default group.
+        gather_distributed: take negatives from all processes of the default group; "ring" does so
+            in memory that does not grow with them.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from cosloss import functional, reference
-from cosloss.arguments import check_flags
+from cosloss.distributed import Gather
 from cosloss.functional._checks import (
+    check_gather,
     check_margin,
     check_negative_weight,
     check_pairs,
@@ -65,7 +66,8 @@ class CosineEmbeddingLoss(Loss):
         margin: similarity up to which a negative costs nothing, in [-1, 1].
         reduction: "none" gives a loss per pair, or (2N,) in-batch; "mean" and "sum" one number.
         negative_weight: of the in-batch form's negatives; positive.
-        gather_distributed: take the in-batch form's negatives from all processes.
+        gather_distributed: take the in-batch form's negatives from all processes; "ring" does so in
+            memory that does not grow with them.
 
     Shape:
         input1: (N, D), floating point; with a target also (D,) or (..., D).
@@ -95,14 +97,14 @@ class CosineEmbeddingLoss(Loss):
         reduction: str = "mean",
         *,
         negative_weight: float = 1.0,
-        gather_distributed: bool = False,
+        gather_distributed: Gather = False,
     ) -> None:
         super().__init__()
         self._refuse_inputs(margin)
         check_margin(margin)
         check_reduction(reduction)
         check_negative_weight(negative_weight)
-        check_flags(gather_distributed=gather_distributed)
+        check_gather(gather_distributed)
         self.margin = margin
         self.reduction = reduction
         self.negative_weight = negative_weight
@@ -147,5 +149,5 @@ class CosineEmbeddingLoss(Loss):
 
     def extra_repr(self) -> str:
         weight = "" if self.negative_weight == 1 else f", negative_weight={self.negative_weight}"
-        gather = ", gather_distributed=True" if self.gather_distributed else ""
-        return super().extra_repr() + weight + gather
+        how = self.gather_distributed
+        return super().extra_repr() + weight + (f", gather_distributed={how!r}" if how else "")

@@ -98,7 +98,8 @@ def _stats(
         if pair is not None:
             return stat, pair.clone()
         assert problem.positives is not None
-        return stat, problem.positives.numbered().mean_logits(r, r)
+        positives = problem.positives.numbered()
+        return stat, positives.mean_logits(r, positives.class_sums(r))
 
 
 @_stats.register_fake

@@ -1,29 +1,31 @@
 """The in-batch op across processes, each of which owns its rows' gradient completely.
 
-With the gathered rows R', C' of all processes, a process computes the statistics of its own rows
-against C', and of its own columns against R' where columns have losses. What the gradient of its
-rows needs of the others is d_s_j and s_j of each row, and where its positives are several the
-gradient on each: they are gathered once in the forward pass, and
+Everyone's rows and columns come in blocks: a single one that is gathered, and kept for the backward
+pass; or in a ring one process's after the other, and in the backward pass again. With R', C' of a
+block, a process computes the statistics of its own rows against C', and of its own columns against
+R' where columns have losses; those of all blocks add up, an lse as log(e^s + e^s'). What the
+gradient of its rows needs of the others is d_s_j and s_j of each row, and where its positives are
+several the gradient on each: they are gathered once in the forward pass, and
 
     grad_R = sum over all columns of (d_s_i ds_i/dx_ij + d_s_j ds_j/dx_ij) c'_j
 
-is then local: nothing travels in the backward pass. The gradient is that of the joined batch's loss
-times the number of processes, which DDP's averaging takes back. It takes every process's gradient
-on the loss to be the same. Notation as in `cosloss.ops.in_batch`; the problem's masks are those of
-the own rows (and own columns) with all.
+is then local: no gradient travels. It is that of the joined batch's loss times the number of
+processes, which DDP's averaging takes back. It takes every process's gradient on the loss to be the
+same. Notation as in `cosloss.ops.in_batch`; the problem's masks are those of the own rows (and own
+columns) with all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cosloss.distributed import Peers
-from cosloss.kernels.stats import Gradients
+from cosloss.distributed import Block, Peers
+from cosloss.kernels.stats import Gradients, merged
 from cosloss.ops.operands import Operands, positives_of
-from cosloss.problem import Problem
+from cosloss.problem import Mask, Problem
 
 # the numbers that a row sends, in this order; d_pos_logit only if positives are several
 D_STAT, STAT, LOSS, D_POS_LOGIT = range(4)
@@ -39,24 +41,30 @@ def forward(
     """The joined batch's sum_i w_i l_i, the same in every process, and what `backward` needs."""
     assert weights is not None
     r, c, bias = operands.r, operands.c, operands.bias
-    # an item's row, its column and its hard negatives travel side by side
-    everyone = peers.gather(r if c is None else torch.cat([r, *c.split(r.shape[0])], 1))
-    all_r, all_c = _rows_and_columns(everyone, r)
+    own, losses = _own(operands), _losses_per_item(operands, problem)
+    everyones = [] if peers.ring else peers.gather_each(*own)
     one_way = replace(problem, column_losses=False)
-    stat = engine.forward(r, all_c, bias, one_way)
-    if problem.column_losses and c is not None:
-        stat = torch.cat([stat, engine.forward(c, all_r, bias, one_way)])
-    positive = positives_of(operands, all_r, problem)
+    stats, class_sums = [], None
+    # where columns have no losses, nobody meets the rows
+    for block in _blocks(peers, own[-losses:], everyones):
+        here = _met_with(block, one_way, peers)
+        stat = engine.forward(r, block.rows[-1], bias, here)
+        if losses == 2:
+            stat = torch.cat([stat, engine.forward(c, block.rows[0], bias, here)])
+        stats.append(stat)
+        if here.positives is not None:
+            class_sums = here.positives.class_sums(block.rows[-1], class_sums)
+    stat = merged(problem, stats)
+    positive = positives_of(operands, problem, class_sums)
     d_stat, d_positive = problem.criterion.loss_grad(stat, positive)
     d_positive = weights * d_positive
-    sent = [weights * d_stat, stat, weights * problem.criterion.loss(stat, positive)]
+    numbers = [weights * d_stat, stat, weights * problem.criterion.loss(stat, positive)]
     d_pos_logit = problem.d_pos_logit(d_positive)
     if d_pos_logit is not None:
-        sent.append(d_pos_logit)
-    own = torch.stack([x.to(stat.dtype) for x in sent], 1)
-    # an item's two losses, of its row and of its column, travel side by side
-    received = peers.gather(torch.cat(own.tensor_split(_losses_per_item(problem, c)), 1))
-    return received[:, LOSS :: len(sent)].sum(), everyone, d_positive, own, received
+        numbers.append(d_pos_logit)
+    sent = torch.stack([x.to(stat.dtype) for x in numbers], 1)
+    received = peers.gather_each(*sent.tensor_split(losses))
+    return torch.cat(received)[:, LOSS].sum(), d_positive, *received, *everyones
 
 
 def backward(
@@ -64,61 +72,90 @@ def backward(
     grad: Tensor,
     operands: Operands,
     problem: Problem,
+    peers: Peers,
     needs: tuple[bool, bool, bool],
     found: Sequence[Tensor],
 ) -> tuple[Gradients, Tensor]:
     """The gradients on the own rows and columns, on bias, and on the positives.
 
-    grad: on the loss, times the number of processes. found: what `forward` returned after it.
+    grad: on the loss. found: what `forward` returned after it.
     """
-    everyone, d_positive, own, received = found
-    r, c, bias = operands.r, operands.c, operands.bias
+    d_positive, *rest = found
+    own, losses = _own(operands), _losses_per_item(operands, problem)
+    received, everyones = rest[:losses], rest[losses:]
+    mine = [peers.part(x, peers.own) for x in received]
     needs_r, needs_c, needs_bias = needs
-    n = r.shape[0]
-    all_r, all_c = _rows_and_columns(everyone, r)
+    grad = grad * peers.world
 
     def gradients(
-        rows: Tensor, columns: Tensor, sides: list[Tensor], needs: tuple[bool, bool, bool]
+        rows: Tensor,
+        columns: Tensor,
+        numbers: Sequence[Tensor],
+        here: Problem,
+        needs: tuple[bool, bool, bool],
     ) -> Gradients:
-        """The gradients of a matrix of own rows or own columns with everyone's, from both stats."""
-        mask = problem.mask
-        if needs[1]:
-            mask = problem.own_columns or mask.transposed()
-        here = replace(problem, mask=mask, column_losses=len(sides) == 2)
-        stats = torch.cat(sides)
-        d_pos_logit = None if problem.positives is None else grad * stats[:, D_POS_LOGIT]
+        """Those of a matrix, from the numbers of its rows, and of its columns if these count."""
+        every = torch.cat([*numbers]) if problem.column_losses else numbers[0]
         return engine.backward(
             rows,
             columns,
-            bias,
+            operands.bias,
             here,
-            d_stat=grad * stats[:, D_STAT],
-            stat=stats[:, STAT],
+            d_stat=grad * every[:, D_STAT],
+            stat=every[:, STAT],
             needs=needs,
-            d_pos_logit=d_pos_logit,
+            d_pos_logit=None if problem.positives is None else grad * every[:, D_POS_LOGIT],
         )
 
     grad_r = grad_c = grad_bias = None
-    if c is None:
-        grad_r, _, _ = gradients(r, all_r, [own, received], (needs_r, False, False))
-        return (grad_r, None, None), grad * d_positive
-    two = _losses_per_item(problem, c) == 2
-    if needs_r or needs_bias:
-        sides = [own[:n], received[:, 3:]] if two else [own]
-        grad_r, _, grad_bias = gradients(r, all_c, sides, (needs_r, False, needs_bias))
-    if needs_c:
-        sides = [received[:, :3], own[n:]] if two else [received]
-        _, grad_c, _ = gradients(all_r, c, sides, (False, True, False))
+    for block in _blocks(peers, own, everyones):
+        here = _met_with(block, problem, peers)
+        theirs = [peers.part(x, block.items) for x in received]
+        if needs_r or needs_bias:
+            numbers, needed = (mine[0], theirs[-1]), (needs_r, False, needs_bias)
+            on_r, _, on_bias = gradients(own[0], block.rows[-1], numbers, here, needed)
+            grad_r, grad_bias = _added(grad_r, on_r), _added(grad_bias, on_bias)
+        if needs_c:
+            assert here.own_columns is not None
+            numbers, here = (theirs[0], mine[-1]), replace(here, mask=here.own_columns)
+            _, on_c, _ = gradients(block.rows[0], own[-1], numbers, here, (False, True, False))
+            grad_c = _added(grad_c, on_c)
     return (grad_r, grad_c, grad_bias), grad * d_positive
 
 
-def _rows_and_columns(everyone: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """Everyone's rows, and their columns: those of all items, then their hard negatives."""
-    all_r, *columns = everyone.split(r.shape[1], 1)
-    if not columns:
-        return all_r, all_r
-    return all_r, columns[0] if len(columns) == 1 else torch.cat(columns)
+def _own(operands: Operands) -> list[Tensor]:
+    """This process's rows, and its columns where these are not the rows."""
+    return [operands.r] if operands.c is None else [operands.r, operands.c]
 
 
-def _losses_per_item(problem: Problem, c: Tensor | None) -> int:
-    return 2 if problem.column_losses and c is not None else 1
+def _losses_per_item(operands: Operands, problem: Problem) -> int:
+    """Whether an item has a loss of its column besides, or only its rows' own: 2 or 1."""
+    return 2 if problem.column_losses and operands.c is not None else 1
+
+
+def _blocks(peers: Peers, own: Sequence[Tensor], everyones: Sequence[Tensor]) -> Iterable[Block]:
+    """Everyone's rows: all of them where they were gathered, or else in a ring."""
+    if peers.ring:
+        return peers.pass_on(*own)
+    return [Block(slice(0, sum(peers.batch_sizes)), everyones)]
+
+
+def _met_with(block: Block, problem: Problem, peers: Peers) -> Problem:
+    """The problem of the own rows and columns with this block's."""
+    mask, positives = problem.mask, problem.positives
+    own_columns = problem.own_columns or mask.transposed()
+    assert mask.groups is not None
+    assert own_columns.groups is not None
+    (rows, all_columns), (all_rows, columns) = mask.groups, own_columns.groups
+    if positives is not None:
+        positives = replace(positives, columns=peers.part(positives.columns, block.items))
+    return replace(
+        problem,
+        mask=Mask(groups=(rows, peers.part(all_columns, block.items))),
+        own_columns=Mask(groups=(peers.part(all_rows, block.items), columns)),
+        positives=positives,
+    )
+
+
+def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return part if total is None or part is None else total.add_(part)

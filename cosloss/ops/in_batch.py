@@ -82,7 +82,7 @@ class InBatch(Function):
             if peers is not None:
                 loss, *found = gathered.forward(kernels.in_batch, operands, weights, problem, peers)
             else:
-                positive = positives_of(operands, None, problem)
+                positive = positives_of(operands, problem)
                 if weights is not None and ctx.grads_in_forward:
                     needed = tile_needs(rows, bias, problem, needs)
                     stat, d_positive, gradients = kernels.in_batch.forward_backward(
@@ -156,7 +156,7 @@ def composition(
         if by_triton:
             pair = None
             if problem.positives is None:
-                pair = positives_of(operands, None, problem)
+                pair = positives_of(operands, problem)
             stat, positive = custom_ops.in_batch_stats(
                 operands.r, operands.c, operands.bias, pair, problem, dtype
             )
@@ -178,7 +178,7 @@ def _dense_stats(operands: Operands, problem: Problem) -> tuple[Tensor, Tensor]:
     x = _shared(x, problem)
     mask = problem.mask.dense(x)
     if problem.positives is None:
-        positive = positives_of(operands, None, problem)
+        positive = positives_of(operands, problem)
     else:
         pairs = problem.positives.tile() & ~mask
         positive = torch.where(pairs, x, 0).sum(1) / problem.positives.count
@@ -210,14 +210,12 @@ def _tiled_grads(
         needed = tile_needs(rows, bias, problem, needs)
         if ctx.peers is not None:
             gradients, d_positive = gathered.backward(
-                kernels.in_batch, grad * ctx.peers.world, operands, problem, needed, found
+                kernels.in_batch, grad, operands, problem, ctx.peers, needed, found
             )
         else:
             (stat,) = found
             d_loss = grad if ctx.weights is None else grad * ctx.weights
-            d_stat, d_positive = problem.criterion.loss_grad(
-                stat, positives_of(operands, None, problem)
-            )
+            d_stat, d_positive = problem.criterion.loss_grad(stat, positives_of(operands, problem))
             d_positive = d_loss * d_positive
             gradients = kernels.in_batch.backward(
                 operands.r,

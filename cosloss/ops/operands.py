@@ -116,11 +116,13 @@ def _without_bias(
     return Operands(r, c, pair, (norm, norm_c), scale)
 
 
-def positives_of(operands: Operands, columns: Tensor | None, problem: Problem) -> Tensor:
-    """Each loss's positive; columns: those that the rows' positives are among, if several."""
+def positives_of(operands: Operands, problem: Problem, class_sums: Tensor | None = None) -> Tensor:
+    """Each loss's positive; class_sums: of all columns where they are more than the rows."""
     r, pair, bias = operands.r, operands.pair, operands.bias
     if problem.positives is not None:
-        return problem.positives.mean_logits(r, r if columns is None else columns)
+        if class_sums is None:
+            class_sums = problem.positives.class_sums(r)
+        return problem.positives.mean_logits(r, class_sums)
     n = r.shape[0]
     if pair is None:  # of a single view: the loss has none
         return r.new_zeros(n, dtype=torch.promote_types(r.dtype, torch.float32))

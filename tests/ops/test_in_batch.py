@@ -29,6 +29,9 @@ def test_tiles_equal_the_twin(loss, side, temperature, kept_bytes, monkeypatch):
 
 
 def test_gradcheck_in_every_mode(loss):
+    if loss is LOSSES["hardness"]:
+        pytest.skip("its gradient is stopped: finite differences see the whole")
+
     def function(*tensors):
         return loss(functional, *tensors)
 

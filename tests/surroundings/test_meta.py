@@ -84,7 +84,10 @@ def test_a_module_is_shown_without_a_warning(recwarn):
             assert f"temperature={shown}, " in repr(loss)
             assert "learnable_temperature=True" in repr(loss)
     assert "bias=-10, " in repr(SigmoidContrastiveLoss())
-    assert "gather_distributed=True" in repr(CosineEmbeddingLoss(gather_distributed=True))
+    for module in (CosineEmbeddingLoss, *LEARNABLE):
+        assert "gather_distributed" not in repr(module())
+        for gather in (True, "ring"):
+            assert f"gather_distributed={gather!r}" in repr(module(gather_distributed=gather))
     assert not recwarn.list
 
 
