@@ -25,6 +25,10 @@ def without_the_last(peers, *tensors):
             yield block
 
 
+def the_later_ones(totals, parts):
+    return tuple(t if p is None else p for t, p in zip(totals, parts, strict=True))
+
+
 def of_the_next_item(peers, everyones, items):
     if everyones.ndim == 2 and items != peers.own:
         everyones = everyones.roll(everyones.shape[0] // sum(peers.batch_sizes), 0)
@@ -34,7 +38,7 @@ def of_the_next_item(peers, everyones, items):
 FAULTS = {
     "the last block is skipped": (distributed.Peers, "pass_on", without_the_last),
     "a block's statistics alone": (gathered, "merged", lambda problem, parts: parts[-1]),
-    "a block's gradients alone": (gathered, "_added", lambda total, part: part),
+    "a block's gradients alone": (gathered, "_added", the_later_ones),
     "another item's numbers": (distributed.Peers, "part", of_the_next_item),
 }
 

@@ -107,20 +107,19 @@ def backward(
             d_pos_logit=None if problem.positives is None else grad * every[:, D_POS_LOGIT],
         )
 
-    grad_r = grad_c = grad_bias = None
+    totals: Gradients = (None, None, None)
     for block in _blocks(peers, own, everyones):
         here = _met_with(block, problem, peers)
         theirs = [peers.part(x, block.items) for x in received]
         if needs_r or needs_bias:
             numbers, needed = (mine[0], theirs[-1]), (needs_r, False, needs_bias)
-            on_r, _, on_bias = gradients(own[0], block.rows[-1], numbers, here, needed)
-            grad_r, grad_bias = _added(grad_r, on_r), _added(grad_bias, on_bias)
+            totals = _added(totals, gradients(own[0], block.rows[-1], numbers, here, needed))
         if needs_c:
             assert here.own_columns is not None
-            numbers, here = (theirs[0], mine[-1]), replace(here, mask=here.own_columns)
-            _, on_c, _ = gradients(block.rows[0], own[-1], numbers, here, (False, True, False))
-            grad_c = _added(grad_c, on_c)
-    return (grad_r, grad_c, grad_bias), grad * d_positive
+            numbers, needed = (theirs[0], mine[-1]), (False, True, False)
+            here = replace(here, mask=here.own_columns)
+            totals = _added(totals, gradients(block.rows[0], own[-1], numbers, here, needed))
+    return totals, grad * d_positive
 
 
 def _own(operands: Operands) -> list[Tensor]:
@@ -157,5 +156,10 @@ def _met_with(block: Block, problem: Problem, peers: Peers) -> Problem:
     )
 
 
-def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    return part if total is None or part is None else total.add_(part)
+def _added(totals: Gradients, parts: Gradients) -> Gradients:
+    """The sums of gradients, in the memory of the totals; None is 0."""
+    r, c, bias = (
+        part if total is None else total if part is None else total.add_(part)
+        for total, part in zip(totals, parts, strict=True)
+    )
+    return r, c, bias
