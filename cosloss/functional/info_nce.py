@@ -7,21 +7,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cosloss.arguments import check_device, check_flags
+from cosloss.arguments import check_flags
 from cosloss.criteria import CrossEntropy
 from cosloss.distributed import Gather
-from cosloss.functional._checks import (
-    as_number,
-    check_floating,
-    check_pairs,
-    check_temperature,
-)
+from cosloss.functional._checks import as_number, check_pairs, check_temperature
 from cosloss.functional._in_batch import (
     Options,
     item_mask,
     largest_logit,
     loss_of_pairs,
     reduced_loss,
+)
+from cosloss.functional._negatives import (
+    check_hard_negatives,
+    check_key_bias,
+    check_negatives,
+    check_softmax,
 )
 from cosloss.functional._softmax import ONE_WAY, Softmax, softmax_loss
 from cosloss.problem import Mask, Problem
@@ -124,7 +125,7 @@ def info_nce_loss(
     softmax = Softmax(directions, hardness, hardness_on, false_negative_margin)
     softmax.check(symmetric)
     if not softmax.plain:
-        hard = _check_softmax(
+        hard = check_softmax(
             softmax, query, negatives, hard_negatives, key_bias, symmetric, options
         )
         of_softmax = partial(
@@ -140,16 +141,16 @@ def info_nce_loss(
                 raise ValueError(
                     f"negatives take the place of the other keys, which {name} needs; got both"
                 )
-        _check_negatives(negatives, query, symmetric or bool(gather_distributed), ignore)
+        check_negatives(negatives, query, symmetric or bool(gather_distributed), ignore)
         dtype = torch.promote_types(query.dtype, key.dtype)
         rows = query.to(dtype), key.to(dtype), negatives.to(dtype)
         problem = Problem(CrossEntropy(largest_logit(temperature)), Mask(), column_losses=False)
         return reduced_loss(rows, problem, options, as_number(temperature, dtype))
     if hard_negatives is not None:
-        _check_hard_negatives(hard_negatives, query, bool(gather_distributed))
+        check_hard_negatives(hard_negatives, query, bool(gather_distributed))
     criterion = CrossEntropy(largest_logit(temperature))
     if key_bias is not None:
-        _check_key_bias(key_bias, query, hard_negatives)
+        check_key_bias(key_bias, query, hard_negatives)
         criterion = CrossEntropy(torch.inf)  # no bound on all processes' biases is known
     of_pairs = partial(
         loss_of_pairs,
@@ -206,87 +207,3 @@ def _with_hard_negatives(
     if key_bias is not None:
         key_bias = key_bias.to(torch.promote_types(dtype, torch.float32))
     return reduced_loss((query, key, hard), problem, options, temperature, key_bias, peers)
-
-
-def _check_softmax(
-    softmax: Softmax,
-    query: Tensor,
-    negatives: Tensor | None,
-    hard_negatives: Tensor | None,
-    key_bias: Tensor | None,
-    symmetric: bool,
-    options: Options,
-) -> Tensor | None:
-    """Raise unless the options go together; the given negatives of either kind."""
-    if options.gather_distributed == "ring":
-        raise ValueError(
-            "gather_distributed must be True or False with directions, hardness or "
-            "false_negative_margin; got 'ring'"
-        )
-    if key_bias is not None:
-        raise ValueError(
-            "key_bias is not taken with directions, hardness or false_negative_margin; got both"
-        )
-    if negatives is not None:
-        if not softmax.one_way:
-            raise ValueError("negatives take the place of the other keys, which directions need")
-        if hard_negatives is not None:
-            raise ValueError(
-                "negatives take the place of the other keys, which hard_negatives needs; got both"
-            )
-        _check_negatives(negatives, query, symmetric or options.gather_distributed, options.ignore)
-        return negatives
-    if hard_negatives is not None:
-        _check_hard_negatives(hard_negatives, query, options.gather_distributed)
-        by_item = softmax.hardness > 0 or "key_to_key" in softmax.directions
-        if hard_negatives.ndim == 3 and by_item and options.ignore is not None:
-            raise ValueError(
-                "ignore is not taken with hard_negatives of each query and hardness or "
-                "'key_to_key', which tell an item's own from the others'"
-            )
-    return hard_negatives
-
-
-def _check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:
-    check_floating(hard_negatives=hard)
-    n, d = query.shape
-    fits = hard.ndim in (2, 3) and hard.shape[-1] == d and hard.numel() > 0
-    if not fits or (hard.ndim == 3 and hard.shape[0] != n):
-        raise ValueError(
-            f"hard_negatives must have shape ({n}, K, {d}), or (M, {d}) for all queries, with at "
-            f"least one; got {tuple(hard.shape)}"
-        )
-    check_device("query", query, "hard_negatives", hard)
-    if gathered and hard.ndim == 2:
-        raise ValueError(
-            f"hard_negatives must have shape ({n}, K, {d}) with gather_distributed, each query's "
-            f"own; got {tuple(hard.shape)}"
-        )
-
-
-def _check_key_bias(bias: Tensor, query: Tensor, hard_negatives: Tensor | None) -> None:
-    check_floating(key_bias=bias)
-    columns = query.shape[0]
-    if hard_negatives is not None:
-        columns += hard_negatives.flatten(0, -2).shape[0]
-    if bias.shape != (columns,):
-        raise ValueError(
-            f"key_bias must hold a number for each key, then each hard negative, shape ({columns},)"
-            f"; got {tuple(bias.shape)}"
-        )
-    check_device("query", query, "key_bias", bias)
-
-
-def _check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:
-    check_floating(negatives=negatives)
-    if negatives.ndim != 2 or negatives.shape[1] != query.shape[1] or negatives.shape[0] == 0:
-        raise ValueError(
-            f"negatives must have shape (K, {query.shape[1]}) with K >= 1; "
-            f"got {tuple(negatives.shape)}"
-        )
-    check_device("query", query, "negatives", negatives)
-    if wider or ignore is not None:
-        raise ValueError(
-            "symmetric, ignore and gather_distributed are about the batch's own keys: "
-            "leave out negatives"
-        )

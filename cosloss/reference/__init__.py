@@ -2,8 +2,6 @@
 
 from cosloss.reference.contrastive import (
     info_nce_loss,
-    max_sim,
-    max_sim_loss,
     nt_xent_loss,
     sigmoid_contrastive_loss,
     sup_con_loss,
@@ -14,6 +12,7 @@ from cosloss.reference.cosine import (
     in_batch_cosine_embedding_loss,
     pairwise_cosine_similarity,
 )
+from cosloss.reference.late_interaction import max_sim, max_sim_loss
 
 __all__ = [
     "cosine_embedding_loss",

@@ -26,7 +26,7 @@ def nt_xent_loss(
     row = torch.arange(2 * n, device=z1.device)
     positive = (row + n) % (2 * n)
     own = logits[row, positive]
-    negative = _other_items(n, ignore, z1.device).tile(2, 2)
+    negative = other_items(n, ignore, z1.device).tile(2, 2)
     if decoupled:
         total = _finite_logsumexp(logits, negative)
         loss = torch.where(negative.any(1), total - own, 0)
@@ -34,7 +34,7 @@ def nt_xent_loss(
         allowed = negative.clone()
         allowed[row, positive] = True
         loss = _finite_logsumexp(logits, allowed) - own
-    return reduce(_weighted(loss, weight), reduction)
+    return reduce(weighted(loss, weight), reduction)
 
 
 def info_nce_loss(
@@ -64,7 +64,7 @@ def info_nce_loss(
     if directions != ("query_to_key",) or hardness > 0 or false_negative_margin is not None:
         given = hard_negatives if negatives is None else negatives
         hard = None if given is None else unit_rows(given.flatten(0, -2)).view_as(given)
-        others = _other_items(n, ignore, query.device)
+        others = other_items(n, ignore, query.device)
 
         def one_way(q: Tensor, k: Tensor, hard: Tensor | None, among_keys: Tensor) -> Tensor:
             terms = _softmax_terms(
@@ -83,14 +83,14 @@ def info_nce_loss(
         loss = one_way(q, k, hard, others & (negatives is None))
         if symmetric:
             loss = (loss + one_way(k, q, None, others)) / 2
-        return reduce(_weighted(loss, weight), reduction)
+        return reduce(weighted(loss, weight), reduction)
     if negatives is not None:
         own = (q * k).sum(1, keepdim=True)
         logits = torch.cat([own, q @ unit_rows(negatives).T], 1) / temperature
         loss = logits.logsumexp(1) - logits[:, 0]
-        return reduce(_weighted(loss, weight), reduction)
+        return reduce(weighted(loss, weight), reduction)
     target = torch.arange(n, device=query.device)
-    allowed = _other_items(n, ignore, query.device)
+    allowed = other_items(n, ignore, query.device)
     allowed[target, target] = True
     logits = (q @ k.T / temperature).masked_fill(~allowed, -torch.inf)
     among = logits
@@ -102,7 +102,7 @@ def info_nce_loss(
     loss = cross_entropy(among, target, reduction="none")
     if symmetric:
         loss = (loss + cross_entropy(logits.T, target, reduction="none")) / 2
-    return reduce(_weighted(loss, weight), reduction)
+    return reduce(weighted(loss, weight), reduction)
 
 
 def _softmax_terms(
@@ -154,57 +154,6 @@ def _softmax_terms(
     return torch.cat(terms, 1)
 
 
-def max_sim(
-    query_tokens: Tensor,
-    document_tokens: Tensor,
-    query_mask: Tensor | None = None,
-    document_mask: Tensor | None = None,
-) -> Tensor:
-    """ColBERT's late interaction (Khattab and Zaharia, 2020, eq. 3): every token with every token.
-
-    Masked tokens are made zeros first, so that what stands there is met by nobody.
-    """
-    tokens = []
-    for x, mask in ((query_tokens, query_mask), (document_tokens, document_mask)):
-        kept = x if mask is None else torch.where(mask[..., None], x, 0)
-        tokens.append(unit_rows(kept.flatten(0, 1)).view_as(x))
-    similarity = torch.einsum("bqd,ctd->bcqt", *tokens)
-    if document_mask is not None:
-        similarity = torch.where(document_mask[:, None], similarity, -torch.inf)
-    best = similarity.max(dim=3).values
-    if document_mask is not None:
-        best = torch.where(document_mask.any(1)[:, None], best, 0)
-    if query_mask is not None:
-        best = torch.where(query_mask[:, None], best, 0)
-    return best.sum(2)
-
-
-def max_sim_loss(
-    query_tokens: Tensor,
-    document_tokens: Tensor,
-    query_mask: Tensor | None = None,
-    document_mask: Tensor | None = None,
-    temperature: float | Tensor = 1.0,
-    reduction: str = "mean",
-    *,
-    symmetric: bool = False,
-    ignore: Tensor | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Cross entropy of query i's own document i among all, their MaxSim scores the logits."""
-    logits = max_sim(query_tokens, document_tokens, query_mask, document_mask) / temperature
-    n, documents = logits.shape
-    target = torch.arange(n, device=logits.device)
-    allowed = _other_items(n, ignore, logits.device)
-    allowed[target, target] = True
-    hard = allowed.new_ones(n, documents - n)
-    among = logits.masked_fill(~torch.cat([allowed, hard], 1), -torch.inf)
-    loss = cross_entropy(among, target, reduction="none")
-    if symmetric:
-        loss = (loss + cross_entropy(among[:, :n].T, target, reduction="none")) / 2
-    return reduce(_weighted(loss, weight), reduction)
-
-
 def sup_con_loss(
     z: Tensor,
     labels: Tensor,
@@ -220,10 +169,10 @@ def sup_con_loss(
     itself = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)
     positive = (labels == labels[:, None]) & ~itself
     count = positive.sum(1)
-    negative = (labels != labels[:, None]) & _other_items(z.shape[0], ignore, z.device)
+    negative = (labels != labels[:, None]) & other_items(z.shape[0], ignore, z.device)
     log_probability = logits - _finite_logsumexp(logits, positive | negative)[:, None]
     loss = -(log_probability * positive).sum(1) / count.clamp_min(1)
-    loss = _weighted(loss, weight)
+    loss = weighted(loss, weight)
     if reduction == "mean":
         return loss.sum() / (count > 0).sum().clamp_min(1)
     return reduce(loss, reduction)
@@ -244,11 +193,11 @@ def sigmoid_contrastive_loss(
     logits = unit_rows(z1) @ unit_rows(z2).T / temperature + bias
     own = torch.eye(n, dtype=torch.bool, device=z1.device)
     pairs = -logsigmoid(torch.where(own, logits, -logits))
-    counted = own | _other_items(n, ignore, z1.device)
-    return reduce(_weighted((pairs * counted).sum(1), weight), reduction)
+    counted = own | other_items(n, ignore, z1.device)
+    return reduce(weighted((pairs * counted).sum(1), weight), reduction)
 
 
-def _other_items(n: int, ignore: Tensor | None, device: torch.device) -> Tensor:
+def other_items(n: int, ignore: Tensor | None, device: torch.device) -> Tensor:
     """True where two of n items are each other's negatives, (n, n)."""
     groups = torch.arange(n, device=device) if ignore is None else ignore
     return groups != groups[:, None]
@@ -260,5 +209,5 @@ def _finite_logsumexp(logits: Tensor, allowed: Tensor) -> Tensor:
     return logits.masked_fill(~some, -torch.inf).logsumexp(1)
 
 
-def _weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
+def weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
     return loss if weight is None else loss * weight.repeat(loss.shape[0] // weight.shape[0])
