@@ -200,7 +200,7 @@ def _with_hard_negatives(
         def of_columns(ids: Tensor) -> Tensor:
             return torch.cat([ids, other.expand(ids.shape[0] * hard.shape[0] // own.shape[0])])
 
-        each = everyones.split(own.shape[0] if peers is None else peers.batch_sizes)
+        each = [everyones] if peers is None else everyones.split(peers.batch_sizes)
         mask = Mask(groups=(own, torch.cat([of_columns(ids) for ids in each])))
         own_columns = Mask(groups=(everyones, of_columns(own)))
     problem = Problem(criterion, mask, False, negatives_beside=True, own_columns=own_columns)
