@@ -12,6 +12,7 @@ another temperature, 1 / T' = 1 / T + hardness, and stop(.) leaves a share T' / 
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -107,9 +108,18 @@ def softmax_loss(
     if hard is None:
         warn_without_negatives(query.shape[0], options.ignore, peers)
     own = cosine_similarity(query, key, 0.0)
-    comparison = _Comparison(query, key, hard, in_batch_keys, temperature, softmax, options, peers)
-    if softmax.false_negative_margin is not None:
-        comparison.limit = own.detach() - softmax.false_negative_margin
+    margin = softmax.false_negative_margin
+    comparison = _Comparison(
+        query,
+        key,
+        hard,
+        in_batch_keys,
+        temperature,
+        softmax,
+        peers,
+        mask=item_mask(query, 1, options.ignore, peers),
+        limit=None if margin is None else own.detach() - margin,
+    )
     others = torch.stack(list(comparison.sums())).logsumexp(0)
     positive = own / temperature
     counted = math.log(2 if "key_to_query" in softmax.directions else 1)
@@ -117,34 +127,31 @@ def softmax_loss(
     return options.reduced(loss, dtype, peers)
 
 
+@dataclass
 class _Comparison:
-    """The pairs that each item is compared with, and the lse over each direction's."""
+    """The pairs that each item is compared with, and the lse over each direction's.
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        hard: Tensor | None,
-        in_batch_keys: bool,
-        temperature: float | Tensor,
-        softmax: Softmax,
-        options: Options,
-        peers: Peers | None,
-    ) -> None:
-        self.query, self.key, self.hard = query, key, hard
-        self.in_batch_keys, self.temperature, self.softmax = in_batch_keys, temperature, softmax
-        self.peers = peers
-        self.mask = item_mask(query, 1, options.ignore, peers)
-        self.limit: Tensor | None = None  # (N,), the largest similarity of a negative
+    As in `softmax_loss`, of unit rows. mask: of the pairs of items that are no negatives.
+    limit: (N,), the largest similarity of a negative, if there is one.
+    """
+
+    query: Tensor
+    key: Tensor
+    hard: Tensor | None
+    in_batch_keys: bool
+    temperature: float | Tensor
+    softmax: Softmax
+    peers: Peers | None
+    mask: Mask
+    limit: Tensor | None
 
     def sums(self) -> Iterator[Tensor]:
         """The lse over each direction's negatives, (N,)."""
         query, key, directions = self.query, self.key, self.softmax.directions
         apart = self.hard is not None and (self.softmax.hardness > 0 or not self.in_batch_keys)
         if self.in_batch_keys:
-            mask = self._mask(of_items=apart)
-            keys = self._keys(with_hard=not apart or self._owned())
-            yield self._lse(query, keys, mask, self.softmax.hardness_of("in_batch"))
+            keys = self._keys_of_others() if apart else self._keys_and_hard()
+            yield self._lse(query, *keys, self.softmax.hardness_of("in_batch"))
         if apart:
             yield self._of_hard()
         if "key_to_query" in directions:
@@ -152,7 +159,8 @@ class _Comparison:
         if "query_to_query" in directions:
             yield self._lse(query, self._everyones(query), self.mask)
         if "key_to_key" in directions:
-            yield self._lse(key, self._keys(with_hard=True), self._mask(of_items=True))
+            keys = self._keys_of_others() if self._owned() else self._keys_and_hard()
+            yield self._lse(key, *keys)
 
     def _owned(self) -> bool:
         """Whether each hard negative is one query's."""
@@ -161,26 +169,31 @@ class _Comparison:
     def _everyones(self, x: Tensor) -> Tensor:
         return x if self.peers is None else self.peers.join(x)
 
-    def _keys(self, with_hard: bool) -> Tensor:
-        """Everyone's keys, then everyone's hard negatives: all items' first, their second, ..."""
-        if self.hard is None or not with_hard:
-            return self._everyones(self.key)
+    def _keys_and_hard(self) -> tuple[Tensor, Mask]:
+        """Everyone's keys, then all hard negatives, which are no item's; and their mask."""
+        if self.hard is None:
+            return self._everyones(self.key), self.mask
+        columns = self._by_item() if self._owned() else torch.cat([self.key, self.hard])
+        if self.mask.groups is None:
+            return columns, self.mask
+        own, every = (ids.long() for ids in self.mask.groups)
+        of_hard = (every.max() + 1).expand(columns.shape[0] - every.shape[0])
+        return columns, Mask(groups=(own, torch.cat([every, of_hard])))
+
+    def _keys_of_others(self) -> tuple[Tensor, Mask]:
+        """Everyone's keys, then each item's hard negatives; the mask has an item's own."""
         if not self._owned():
-            return torch.cat([self.key, self.hard])
+            return self._everyones(self.key), self.mask
+        columns = self._by_item()
+        ids = torch.arange(self.query.shape[0], device=columns.device)
+        own, every = self.mask.groups or (ids, ids)
+        return columns, Mask(groups=(own, every.repeat(columns.shape[0] // every.shape[0])))
+
+    def _by_item(self) -> Tensor:
+        """Everyone's keys and hard negatives: all items' first, their second, and so on."""
+        assert self.hard is not None
         by_item = torch.cat([self.key[:, None], self.hard], 1)
         return self._everyones(by_item).transpose(0, 1).flatten(0, 1)
-
-    def _mask(self, of_items: bool) -> Mask:
-        """The mask of `_keys` with hard negatives; of_items: an item's own are masked too."""
-        if not self._owned() or not (of_items or self.mask.groups):
-            return self.mask
-        assert self.hard is not None
-        n, per_item = self.hard.shape[:2]
-        ids = torch.arange(n, device=self.hard.device)
-        own, every = self.mask.groups or (ids, ids)
-        other = every.max() + 1  # of no item
-        of_hard = every if of_items else other.expand_as(every)
-        return Mask(groups=(own, torch.cat([every, of_hard.repeat(per_item)])))
 
     def _lse(self, rows: Tensor, columns: Tensor, mask: Mask, hardness: float = 0.0) -> Tensor:
         """log sum_j exp(x_ij + hardness stop(S_ij)) over the pairs that are not masked."""

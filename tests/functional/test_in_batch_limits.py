@@ -249,3 +249,39 @@ def test_one_item_with_hard_negatives_is_not_said_to_have_none(symmetric, recwar
     options = {"hard_negatives": hard, "symmetric": symmetric}
     assert functional.info_nce_loss(query, key, 0.5, **options) > 0
     assert not [w for w in recwarn.list if "negatives" in str(w.message)]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"directions": ("query_to_key", "key_to_key")},
+        {"directions": ("query_to_key", "key_to_query", "query_to_query")},
+        {"false_negative_margin": -0.1},
+        {"hardness": 1.5},
+        {"hardness": 1.5, "directions": ("query_to_key", "key_to_key")},
+    ],
+    ids=str,
+)
+def test_hard_negatives_and_groups_in_one_softmax(options, per_query, grouped):
+    query, key = views(6, 4)
+    hard = torch.randn(6, 2, 4, dtype=query.dtype, generator=torch.Generator().manual_seed(2))
+    given = {"hard_negatives": hard if per_query else hard.flatten(0, 1)[:5], **options}
+    if grouped:
+        given["ignore"] = torch.tensor([0, 1, 0, 2, 3, 1])
+    tensors = [x.requires_grad_() for x in (query, key)]
+    own_or_not = {"hardness", "directions"} & options.keys() and "query_to_query" not in str(
+        options
+    )
+    if grouped and per_query and own_or_not:
+        with pytest.raises(ValueError, match="ignore is not taken with hard_negatives of each"):
+            functional.info_nce_loss(*tensors, 0.3, **given)
+        return
+
+    def derivatives(module):
+        value = module.info_nce_loss(*tensors, 0.3, **given)
+        first = torch.autograd.grad(value, tensors, create_graph=True)
+        return value, first, torch.autograd.grad(sum(x.square().sum() for x in first), tensors)
+
+    torch.testing.assert_close(derivatives(functional), derivatives(reference))
