@@ -22,7 +22,7 @@ from tests.kernels.triton.compiling import CARDS, Launch, compiling
 SPILL_LIMIT = 128  # bytes per thread
 ROWS = 8200  # a large batch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KINDS = ("exp", "logsumexp", "softplus", "hinge")
+FORMS = ("exp", "logsumexp", "softplus", "hinge", "limits")
 
 Job = tuple[int, Callable[..., None], tuple]  # a card's capability, what compiles, its arguments
 
@@ -42,20 +42,23 @@ def compile_unit_rows(dtype: torch.dtype, columns: int) -> None:
         unit_rows.backward(grads, products, views, norm, (True, True), scale)
 
 
-def compile_engine(dtype: torch.dtype, columns: int, kind: str) -> None:
-    """The engine as a criterion of this kind uses it."""
+def compile_engine(dtype: torch.dtype, columns: int, form: str) -> None:
+    """The engine as a criterion of this kind uses it, or as limits of the rows' logits do."""
     r = c = torch.zeros(ROWS, columns, dtype=dtype)
     bias = None
     diagonals = Mask((0, ROWS // 2, -ROWS // 2))
-    if kind == "exp":
+    if form == "exp":
         c, matrix = None, Problem(CrossEntropy(10.0), diagonals, True)
-    elif kind == "hinge":
+    elif form == "hinge":
         c, matrix = None, Problem(CosineEmbedding(0.1, 3), diagonals, True)
-    elif kind == "logsumexp":
+    elif form == "logsumexp":
         groups = torch.zeros(ROWS, dtype=torch.int64)
         pairs = Mask(groups=(groups, groups), classes=(groups, groups))
         positives = PositiveMask(groups, groups, torch.ones(ROWS))
         matrix = Problem(DecoupledCrossEntropy(), pairs, True, positives=positives)
+    elif form == "limits":
+        limited = Mask((0,), row_limits=torch.zeros(ROWS))
+        matrix = Problem(DecoupledCrossEntropy(), limited, False)
     else:
         bias, matrix = torch.zeros(()), Problem(SigmoidContrast(), Mask((0,)), False)
     total = in_batch.forward(r, c, bias, matrix)
@@ -73,8 +76,8 @@ def jobs(capabilities: Iterable[int]) -> Iterator[Job]:
                 yield capability, compile_rows, (dtype, columns)
                 yield capability, compile_unit_rows, (dtype, columns)
             for columns in (64, 128, 256, 512, 1024):
-                for kind in KINDS:
-                    yield capability, compile_engine, (dtype, columns, kind)
+                for form in FORMS:
+                    yield capability, compile_engine, (dtype, columns, form)
 
 
 def quick_jobs() -> Iterator[Job]:
