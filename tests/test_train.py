@@ -42,7 +42,10 @@ def test_callbacks_do_not_change_the_weights(smoke_run, train, tmp_path):
 MISTAKES = {
     "unknown experiment": (["experiment=nothing"], ["nothing", "simclr_smoke"]),
     "unknown loss": ([SMOKE, "loss=nothing"], ["nothing", "cosine_embedding", "nt_xent"]),
-    "unknown key": ([SMOKE, "trainer.max_epoch=3"], ["max_epoch"]),
+    "unknown key": ([SMOKE, "trainer.max_epoch=3"], ["no setting trainer.max_epoch", "max_epochs"]),
+    "misspelt": ([SMOKE, "loss=nt_xent", "loss.temperatur=1"], ["loss.temperatur;", "reduction"]),
+    "misspelt and added": ([SMOKE, "+loss.temperatur=1"], ["loss.temperatur;", "negative_weight"]),
+    "left out of the file": ([SMOKE, "loss.reduction=sum"], ["+loss.reduction=sum"]),
     "unknown added key": ([SMOKE, "+foo.bar=1"], ["no setting foo", "optimizer"]),
     "wrong type": ([SMOKE, "trainer.max_epochs=many"], ["trainer.max_epochs", "many"]),
     "wrong type of the seed": ([SMOKE, "seed=abc"], ["seed", "abc"]),

@@ -11,13 +11,15 @@ from typing import NoReturn
 import hydra
 import lightning
 import torch
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.plugins.sweeper import Sweeper
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cosloss.callbacks import GradientError
+from experiments.simclr.program.config_types import refuse_unknown
 from experiments.simclr.program.errors import Diverged, UserError
 from experiments.simclr.program.interruption import Interrupted, interruptible
 from experiments.simclr.program.jobs import (
@@ -41,6 +43,7 @@ USER_ERRORS = (
     torch.OutOfMemoryError,
     OSError,
 )
+KEY_ERRORS = ConfigAttributeError, ConfigKeyError
 REFUSALS = ValueError, TypeError, RuntimeError
 LIBRARIES = {Path(library.__file__).parent for library in (hydra, lightning)}
 
@@ -98,6 +101,9 @@ def in_one_line(error: BaseException) -> str:
     if str(error).startswith("Config group override must be a string"):
         given = next((word for word in sys.argv if word.endswith("=null")), "GROUP=null")
         return f"{given}: a group is left out with {given.removesuffix('null')}[]"
+    unknown = _unknown_setting(error)
+    if unknown:
+        return unknown
     text, _, place = str(error).partition("full_key: ")
     text = text.partition("Config search path")[0]
     if place:
@@ -107,6 +113,22 @@ def in_one_line(error: BaseException) -> str:
         key, _, value = error.override.partition("=")
         line += f"; quote it for Hydra and for the shell: {shlex.quote(f'{key}={quoted(value)}')}"
     return line
+
+
+def _unknown_setting(error: BaseException) -> str:
+    """Which settings there are, where Hydra could not override one that no target takes."""
+    cause = error.__cause__
+    if not isinstance(error, ConfigCompositionException) or not isinstance(cause, KEY_ERRORS):
+        return ""
+    node, name = cause.parent_node, str(cause.key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return ""
+    place = str(cause.full_key).removesuffix(name)
+    try:
+        refuse_unknown(node, name, place)
+    except UserError as refusal:
+        return str(refusal)
+    return ""  # Hydra's words say how to add what the file leaves out
 
 
 def _job_before_any(error: Exception) -> str:

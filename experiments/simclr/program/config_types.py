@@ -31,6 +31,24 @@ def check_types(config: Mapping[str, Any]) -> None:
     _check_targets(config, "")
 
 
+def refuse_unknown(config: Mapping[str, Any], name: str, place: str) -> None:
+    """Raise UserError if the target of this part of the configuration takes no setting of a name.
+
+    place: where the part is, and a dot. A target that passes settings on may take any.
+    """
+    function = pydoc.locate(config["_target_"])
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a callable of C, or one that is not there
+        return
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters]
+    if name not in known and not name.startswith("_"):
+        target = config["_target_"].rpartition(".")[2]
+        raise UserError(f"there is no setting {place}{name}; {target} has {', '.join(known)}")
+
+
 def expand_home(config: DictConfig) -> None:
     """Let values that begin with ~/ name what lies in the home folder, as a shell does."""
     for key in config:
@@ -45,6 +63,8 @@ def expand_home(config: DictConfig) -> None:
 
 def _check_targets(config: Mapping[str, Any], place: str) -> None:
     if "_target_" in config:
+        for name in config:
+            refuse_unknown(config, name, place)
         _check(config, _declared_types(config["_target_"]), place)
     for key, value in config.items():
         if isinstance(value, Mapping):
