@@ -25,7 +25,7 @@ from torch import Tensor
 from cosloss.distributed import Block, Peers
 from cosloss.kernels.stats import Gradients, merged
 from cosloss.ops.operands import Operands, positives_of
-from cosloss.problem import Mask, Problem
+from cosloss.problem import Problem
 
 # the numbers that a row sends, in this order; d_pos_logit only if positives are several
 D_STAT, STAT, LOSS, D_POS_LOGIT = range(4)
@@ -150,8 +150,8 @@ def _met_with(block: Block, problem: Problem, peers: Peers) -> Problem:
         positives = replace(positives, columns=peers.part(positives.columns, block.items))
     return replace(
         problem,
-        mask=Mask(groups=(rows, peers.part(all_columns, block.items))),
-        own_columns=Mask(groups=(peers.part(all_rows, block.items), columns)),
+        mask=replace(mask, groups=(rows, peers.part(all_columns, block.items))),
+        own_columns=replace(own_columns, groups=(peers.part(all_rows, block.items), columns)),
         positives=positives,
     )
 
