@@ -42,7 +42,7 @@ LOSSES = {
         hard_negatives=torch.stack([a * b, a + b], 1),
         directions=DIRECTIONS[::3],
         hardness=0.9,
-        false_negative_margin=-0.2,
+        false_negative_margin=-0.5,
     ),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
     "other class": lambda m, a, b, t: m.sup_con_loss(
