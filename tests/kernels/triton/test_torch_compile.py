@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from cosloss import functional, reference
+from cosloss.criteria import CosineEmbedding, CrossEntropy, SigmoidContrast
 from cosloss.kernels.triton import cosine_similarity
 from cosloss.ops import custom_ops
+from cosloss.problem import Mask, PositiveMask, Problem
 
 LABELS = torch.arange(20) % 5
 FUNCTIONS = {
@@ -69,20 +71,23 @@ def test_sup_con_on_tight_clusters_errs_no_more_than_the_twin():
 
 def arguments():
     r, c = 0.5 * torch.randn(2, 18, 9, generator=torch.Generator().manual_seed(0))
-    groups = LABELS[:18], LABELS[:18], LABELS[:18] % 2, LABELS[:18] % 2
-    positives = LABELS[:18], LABELS[:18], torch.full((18,), 3.0)
+    ids, views = LABELS[:18], Mask((0, 9, -9))
+    of_class = PositiveMask(ids, ids, torch.full((18,), 3.0))
     given = (r * r.flip(0)).sum(1)
-    for rows, columns, bias, pair, ids, spec, margin in (
-        (r, None, None, given, (), [0, 0, 1, 0, 0, 0, 0, 9, -9], 0.0),
-        (r, None, None, given, groups, [0, 1, 1, 1, 1, 0], 0.0),
-        (r, None, None, None, positives, [0, 0, 1, 0, 0, 1, 0], 0.0),
-        (r, c, torch.tensor(0.2), given, (), [0, 2, 0, 0, 0, 0, 0], 0.0),
-        (r, None, None, given, (), [0, 3, 1, 0, 0, 0, 0, 9, -9], 0.1),
+    small, any_size = CrossEntropy(10.0), CrossEntropy()
+    for rows, columns, bias, pair, problem in (
+        (r, None, None, given, Problem(small, views, True)),
+        (r, None, None, given, Problem(any_size, Mask((), (ids, ids), (ids % 2, ids % 2)), True)),
+        (r, None, None, None, Problem(small, Mask((0,)), True, positives=of_class)),
+        (r, c, torch.tensor(0.2), given, Problem(SigmoidContrast(), Mask((0,)), False)),
+        (r, c, None, given, Problem(small, Mask((0,), row_limits=given), False)),
+        (r, None, None, given, Problem(CosineEmbedding(0.1, 3), views, True)),
     ):
         leaves = (
             None if x is None else x.clone().requires_grad_() for x in (rows, columns, bias, pair)
         )
-        yield *leaves, list(ids), spec, margin
+        tensors, spec, margin = problem.flatten()
+        yield *leaves, tensors, [0, *spec], margin
 
 
 @pytest.mark.slow
