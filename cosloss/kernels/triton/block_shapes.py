@@ -19,7 +19,8 @@ SMALLEST_BLOCK = 16 if triton.knobs.runtime.interpret else 64
 class Shape(NamedTuple):
     """A program's tile, its warps and stages, and how it goes over D.
 
-    kib: the shared memory that it takes at most, 1,024 bytes each, at the widest D of its row.
+    kib: the shared memory that it takes at most, 1,024 bytes each, at the widest D of its row, by
+        whichever Triton takes most.
     whole: whether the rows are held whole, or read in parts for every tile.
     """
 
@@ -39,7 +40,7 @@ FORWARD: Table = {
             256: (Shape((64,), 4, 2, 66), Shape((128,), 8, 2, 130)),
             inf: (Shape((64,), 4, 3, 33, False), Shape((128,), 8, 3, 65, False)),
         },
-        4: {inf: (Shape((64,), 4, 2, 17, False), Shape((64,), 8, 2, 17, False))},
+        4: {inf: (Shape((64,), 4, 2, 33, False), Shape((64,), 8, 2, 33, False))},
     },
     "wgmma": {
         2: {
@@ -48,8 +49,8 @@ FORWARD: Table = {
         },
         4: {
             64: (Shape((64,), 4, 2, 80), Shape((64,), 8, 2, 80)),
-            128: (Shape((64,), 8, 2, 160), Shape((64,), 4, 2, 32, False)),
-            inf: (Shape((64,), 4, 3, 48, False), Shape((64,), 8, 3, 48, False)),
+            128: (Shape((64,), 8, 2, 160), Shape((64,), 4, 2, 41, False)),
+            inf: (Shape((64,), 4, 3, 57, False), Shape((64,), 8, 3, 57, False)),
         },
     },
     "tcgen05": {
@@ -79,7 +80,7 @@ BACKWARD: Table = {
         },
         4: {
             64: (Shape((32, 32), 4, 2, 26), Shape((64, 32), 8, 2, 42)),
-            128: (Shape((64, 32), 4, 2, 17, False), Shape((64, 32), 8, 2, 17, False)),
+            128: (Shape((64, 32), 4, 2, 25, False), Shape((64, 32), 8, 2, 25, False)),
             inf: (Shape((64, 32), 8, 2, 33, False),),
         },
     },
