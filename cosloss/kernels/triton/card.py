@@ -35,9 +35,12 @@ def card_of(like: Tensor) -> Card:
 def _card(device: torch.device) -> Card:
     found = torch.cuda.get_device_properties(device)
     nvidia = torch.version.hip is None
+    shared = found.shared_memory_per_block
+    if nvidia:  # more, on request: a property that torch's type stubs know since 2.15
+        shared = getattr(found, "shared_memory_per_block_optin", shared)
     return Card(
         found.name,
         CORES.get(found.major, "mma") if nvidia else "mma",
-        found.shared_memory_per_block_optin if nvidia else found.shared_memory_per_block,
+        shared,
         found.multi_processor_count,
     )
