@@ -20,6 +20,7 @@ from cosloss.arguments import (
 from cosloss.distributed import Gather
 from cosloss.functional import info_nce_loss, sigmoid_contrastive_loss, sup_con_loss
 from cosloss.functional._checks import check_floating, check_gather, check_scalar
+from cosloss.functional._dims import check_dims
 
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 HARDNESS = {"in_batch_negatives": "in_batch", "hard_negatives": "hard", "all_negatives": "all"}
@@ -115,6 +116,9 @@ class MultipleNegativesRankingLoss(nn.Module):
         hardness_mode: the negatives that hardness_strength weighs: "in_batch_negatives",
             "hard_negatives", "all_negatives", or None of them.
         hardness_strength: times the similarity, without its gradient, is added to their logits.
+        matryoshka_dims: sum the losses of the embeddings' first columns, so many at a time, as a
+            `MatryoshkaLoss` around this one does; they share their products here.
+        matryoshka_weights: what each of those is multiplied by; 1 by default.
     """
 
     def __init__(
@@ -126,6 +130,8 @@ class MultipleNegativesRankingLoss(nn.Module):
         partition_mode: str = "joint",
         hardness_mode: str | None = None,
         hardness_strength: float = 0.0,
+        matryoshka_dims: Sequence[int] | None = None,
+        matryoshka_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_callable("model", model)
@@ -141,10 +147,12 @@ class MultipleNegativesRankingLoss(nn.Module):
             )
         if hardness_mode is not None:
             check_choice("hardness_mode", hardness_mode, HARDNESS)
+        check_dims(matryoshka_dims, matryoshka_weights)
         self.model, self.scale = model, scale
         self.gather_across_devices = gather_across_devices
         self.directions, self.partition_mode = tuple(directions), partition_mode
         self.hardness_mode, self.hardness_strength = hardness_mode, hardness_strength
+        self.matryoshka_dims, self.matryoshka_weights = matryoshka_dims, matryoshka_weights
         self._options: dict[str, Any] = {}
         if partition_mode == "joint":
             self._options["directions"] = [name.replace("doc", "key") for name in directions]
@@ -166,6 +174,8 @@ class MultipleNegativesRankingLoss(nn.Module):
             info_nce_loss,
             temperature=1 / self.scale,
             gather_distributed=self.gather_across_devices,
+            dims=self.matryoshka_dims,
+            dim_weights=self.matryoshka_weights,
         )
         given = torch.stack(hard, 1) if hard else None
         there = loss(query, key, hard_negatives=given, **self._options)
@@ -175,6 +185,10 @@ class MultipleNegativesRankingLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as the trainer writes them into a model card."""
+        prefixes = {
+            "matryoshka_dims": self.matryoshka_dims,
+            "matryoshka_weights": self.matryoshka_weights,
+        }
         return {
             "scale": self.scale,
             "similarity_fct": "cos_sim",
@@ -183,6 +197,7 @@ class MultipleNegativesRankingLoss(nn.Module):
             "partition_mode": self.partition_mode,
             "hardness_mode": self.hardness_mode,
             "hardness_strength": self.hardness_strength,
+            **(prefixes if self.matryoshka_dims is not None else {}),
         }
 
 

@@ -156,7 +156,7 @@ class Problem:
         if c is None:
             return per_loss, per_loss
         n = r.shape[0]
-        return per_loss[:n], per_loss[n:] if self.column_losses else None
+        return per_loss[..., :n], per_loss[..., n:] if self.column_losses else None
 
     def d_pos_logit(self, d_positive: Tensor) -> Tensor | None:
         """The gradient on each of a row's positive logits, from that on their mean, if several."""

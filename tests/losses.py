@@ -4,6 +4,13 @@ import torch
 
 DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 LABELS = torch.arange(400) % 4
+
+
+def prefixes(z):
+    """All columns but the last, and all: few columns alone are ill-conditioned."""
+    return z.shape[1] - 1, z.shape[1]
+
+
 # loss(module, z1, z2, temperature), of cosloss.functional or cosloss.reference
 LOSSES = {
     "nt_xent": lambda m, a, b, t: m.nt_xent_loss(a, b, t),
@@ -43,6 +50,31 @@ LOSSES = {
         directions=DIRECTIONS[::3],
         hardness=0.9,
         false_negative_margin=-0.5,
+    ),
+    "dims": lambda m, a, b, t: m.nt_xent_loss(
+        a, b, t, ignore=LABELS[: len(a)], weight=LABELS[: len(a)] + 0.5, dims=prefixes(a)[::-1]
+    ),
+    "dims, each": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, reduction="none", symmetric=True, dims=prefixes(a), dim_weights=(0.4, 1.5)
+    ),
+    "dims, queue": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, torch.cat([a, b, a * b]), dims=prefixes(a)
+    ),
+    "dims, hard": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, hard_negatives=torch.stack([a * b, a + b], 1), dims=prefixes(a)
+    ),
+    "dims, key bias": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, key_bias=b[:, 0], dims=prefixes(a)
+    ),
+    "dims, directions": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, directions=DIRECTIONS, dims=prefixes(a)
+    ),
+    "dims, sup_con": lambda m, a, b, t: m.sup_con_loss(
+        a + b, LABELS[: len(a)], t, dims=prefixes(a)
+    ),
+    "dims, sigmoid": lambda m, a, b, t: (
+        m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t, dims=prefixes(a)[:1], dim_weights=(0.7,))
+        + m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t, "none", dims=prefixes(a)).sum()
     ),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
     "other class": lambda m, a, b, t: m.sup_con_loss(

@@ -53,6 +53,9 @@ LOSSES = {
     "sup_con": lambda a, b, t, ids, **k: functional.sup_con_loss(
         a + b, ids, t, weight=ids + 0.5, **k
     ),
+    "prefixes": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, symmetric=True, ignore=ids, dims=(2, 3), dim_weights=(0.4, 1.5), **k
+    ),
 }
 
 # several matrices, whose rows travel with a gradient: no ring

@@ -125,6 +125,8 @@ TAKES = {
     "false_negative_margin": NONE | only("a float|a negative int"),
     "decoupled": FLAG,
     "gather_distributed": FLAG,
+    "dims": NONE,
+    "dim_weights": NONE,
     "learnable_temperature": FLAG,
     "learnable_bias": FLAG,
     "scalar_parameters": FLAG,

@@ -1,6 +1,7 @@
 """The swaps that docs/swapping.md shows, made in each library's own training loop."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,45 @@ def test_sentence_transformers_ranking_loss(options, hard_negatives):
         ),
     )
     assert ours.get_config_dict() == theirs.get_config_dict()
+
+
+class Embeddings(torch.nn.Module):
+    """A model that gives what it is given."""
+
+    def forward(self, features):
+        return dict(features)
+
+    def get_embedding_dimension(self):
+        return 8
+
+
+@pytest.mark.parametrize("hard_negatives", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"hardness_mode": "all_negatives"}], ids=str)
+def test_sentence_transformers_matryoshka_loss(options, hard_negatives):
+    module = "sentence_transformers.sentence_transformer.losses"
+    losses = pytest.importorskip(module, reason="sentence_transformers is in the [bench] extra")
+    if options:
+        options = options | {"hardness_strength": 3.0}
+    torch.manual_seed(0)
+    columns = [x.requires_grad_() for x in torch.randn(2 + hard_negatives, 12, 8).double()]
+    model, dims, weights = Embeddings(), [8, 3, 5], [1, 0.5, 2.0]
+
+    def value(loss, *columns):
+        return loss([{"sentence_embedding": x} for x in columns], None)
+
+    theirs = losses.MatryoshkaLoss(
+        model, losses.MultipleNegativesRankingLoss(model, **options), dims, weights
+    )
+    expected = value_and_gradients(partial(value, theirs), columns)
+    ours = MultipleNegativesRankingLoss(
+        model, **options, matryoshka_dims=dims, matryoshka_weights=weights
+    )
+    inside = losses.MatryoshkaLoss(
+        model, MultipleNegativesRankingLoss(model, **options), dims, weights
+    )
+    for loss in (ours, inside):
+        found = value_and_gradients(partial(value, loss), columns)
+        torch.testing.assert_close(found, expected)
 
 
 class TokenEncoder(torch.nn.Module):

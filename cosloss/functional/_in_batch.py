@@ -17,10 +17,12 @@ from cosloss.functional._checks import (
     reduce,
     refuse_tracing,
 )
+from cosloss.functional._dims import Dims, DimWeights, check_dims, weighted_dims
 from cosloss.modes import autocast_dtype, readable
 from cosloss.notices import warn_once
 from cosloss.ops.in_batch import in_batch
 from cosloss.ops.operands import Rows
+from cosloss.ops.prefixes import in_prefixes
 from cosloss.problem import Mask, Problem
 
 
@@ -31,11 +33,14 @@ class Options(NamedTuple):
     ignore: Tensor | None = None
     weight: Tensor | None = None
     gather_distributed: Gather = False
+    dims: Dims = None
+    dim_weights: DimWeights = None
 
     def check(self, z: Tensor) -> None:
         """Raise unless they are valid for these items' embeddings."""
         check_reduction(self.reduction)
         check_gather(self.gather_distributed)
+        check_dims(self.dims, self.dim_weights, z)
         if self.ignore is not None:
             check_groups(self.ignore, z)
         if self.weight is not None:
@@ -173,7 +178,11 @@ def reduced_loss(
     losses = first.shape[0] * (2 if both else 1)
     wide = torch.promote_types(first.dtype, torch.float32)
     weights = options.loss_weights(losses, wide, peers)
-    loss = in_batch(rows, temperature, bias, weights, problem, peers)
+    if options.dims is None:
+        loss = in_batch(rows, temperature, bias, weights, problem, peers)
+    else:
+        ends, of_ends = zip(*weighted_dims(options.dims, options.dim_weights), strict=True)
+        loss = in_prefixes(rows, ends, of_ends, temperature, bias, weights, problem, peers)
     if weights is None:
         return options.reduced(loss, first.dtype)
     return loss.to(first.dtype if autocast_dtype(first) is None else wide)

@@ -11,6 +11,7 @@ from cosloss.arguments import check_flags
 from cosloss.criteria import CrossEntropy
 from cosloss.distributed import Gather
 from cosloss.functional._checks import as_number, check_pairs, check_temperature
+from cosloss.functional._dims import weighted_dims
 from cosloss.functional._in_batch import (
     Options,
     item_mask,
@@ -45,6 +46,8 @@ def info_nce_loss(
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: Gather = False,
+    dims: Sequence[int] | None = None,
+    dim_weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "..."]:
     """InfoNCE, the cross entropy of a query's own key among the keys.
 
@@ -88,6 +91,9 @@ def info_nce_loss(
             may differ in size. The loss is the joined batch's in every process, and after DDP's
             averaging so is every gradient. "ring" passes the rows on from process to process, in
             the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
+        dims: sum the losses of the embeddings' first columns, so many at a time, each normalised by
+            itself (Matryoshka); at most D.
+        dim_weights: what each of those losses is multiplied by; 1 by default.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -114,9 +120,10 @@ def info_nce_loss(
     al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019;
     directions: Li et al., "Towards General Text Embeddings with Multi-stage Contrastive Learning",
     2023, section 3.3; hardness: Lan et al., "LLaVE", 2025, eq. 5; false_negative_margin: Solatorio,
-    "GISTEmbed", 2024, with the similarities themselves for a guide's.
+    "GISTEmbed", 2024, with the similarities themselves for a guide's; dims: Kusupati et al.,
+    "Matryoshka Representation Learning", 2022, eq. 1.
     """
-    options = Options(reduction, ignore, weight, gather_distributed)
+    options = Options(reduction, ignore, weight, gather_distributed, dims, dim_weights)
     check_pairs(query=query, key=key)
     check_temperature(temperature, query)
     check_flags(symmetric=symmetric)
@@ -131,10 +138,15 @@ def info_nce_loss(
         of_softmax = partial(
             softmax_loss, temperature=temperature, softmax=softmax, options=options
         )
-        loss = of_softmax(query, key, hard, in_batch_keys=negatives is None)
-        if not symmetric:
-            return loss
-        return (loss + of_softmax(key, query, None, in_batch_keys=True)) / 2
+        losses = []
+        for dim, factor in weighted_dims(dims or query.shape[1:], dim_weights):
+            q, k = query[:, :dim], key[:, :dim]
+            of_queries = hard if hard is None else hard[..., :dim]
+            loss = of_softmax(q, k, of_queries, in_batch_keys=negatives is None)
+            if symmetric:
+                loss = (loss + of_softmax(k, q, None, in_batch_keys=True)) / 2
+            losses.append(factor * loss)
+        return torch.stack(losses).sum(0)
     if negatives is not None:
         for name, other in (("hard_negatives", hard_negatives), ("key_bias", key_bias)):
             if other is not None:

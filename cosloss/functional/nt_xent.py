@@ -1,5 +1,7 @@
 """In-batch contrastive losses: called as loss(z1, z2), row i of each a view of the same item."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,6 +22,8 @@ def nt_xent_loss(
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: Gather = False,
+    dims: Sequence[int] | None = None,
+    dim_weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "..."]:
     """NT-Xent, the normalised temperature-scaled cross entropy of SimCLR.
 
@@ -39,6 +43,9 @@ def nt_xent_loss(
             may differ in size. The loss is the joined batch's in every process, and after DDP's
             averaging so is every gradient. "ring" passes the rows on from process to process, in
             the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
+        dims: sum the losses of the embeddings' first columns, so many at a time, each normalised by
+            itself (Matryoshka); at most D.
+        dim_weights: what each of those losses is multiplied by; 1 by default.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -58,9 +65,10 @@ def nt_xent_loss(
         tensor(0.5514)
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning", 2020, Algorithm 1;
-    decoupled: Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 6.
+    decoupled: Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 6; dims: Kusupati et al.,
+    "Matryoshka Representation Learning", 2022, eq. 1.
     """
-    options = Options(reduction, ignore, weight, gather_distributed)
+    options = Options(reduction, ignore, weight, gather_distributed, dims, dim_weights)
     check_views(z1, z2)
     check_temperature(temperature, z1)
     check_flags(decoupled=decoupled)

@@ -1,5 +1,7 @@
 """The pairwise sigmoid loss: every pair of the batch classified on its own."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,6 +21,8 @@ def sigmoid_contrastive_loss(
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: Gather = False,
+    dims: Sequence[int] | None = None,
+    dim_weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "..."]:
     """SigLIP's loss: for every pair of rows, is it the same item or not.
 
@@ -38,6 +42,9 @@ def sigmoid_contrastive_loss(
             may differ in size. The loss is the joined batch's in every process, and after DDP's
             averaging so is every gradient. "ring" passes the rows on from process to process, in
             the backward pass again, and no process holds all. Needs reduction "mean" or "sum".
+        dims: sum the losses of the embeddings' first columns, so many at a time, each normalised by
+            itself (Matryoshka); at most D.
+        dim_weights: what each of those losses is multiplied by; 1 by default.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A zero row has
@@ -57,9 +64,10 @@ def sigmoid_contrastive_loss(
         tensor(0.6932)
 
     Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, eq. 1, algorithm 1
-    (whose t is 1 / temperature).
+    (whose t is 1 / temperature);
+    dims: Kusupati et al., "Matryoshka Representation Learning", 2022, eq. 1.
     """
-    options = Options(reduction, ignore, weight, gather_distributed)
+    options = Options(reduction, ignore, weight, gather_distributed, dims, dim_weights)
     check_views(z1, z2)
     check_temperature(temperature, z1)
     check_scalar("bias", bias, z1)

@@ -1,5 +1,7 @@
 """Supervised contrastive loss: all rows of a row's class are its positives."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,6 +31,8 @@ def sup_con_loss(
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: Gather = False,
+    dims: Sequence[int] | None = None,
+    dim_weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "..."]:
     """SupCon, the contrastive loss with several positives per row (the paper's L_out).
 
@@ -50,6 +54,9 @@ def sup_con_loss(
             averaging so is every gradient. "ring" passes the rows on from process to process, in
             the backward pass again, and no process holds all. Needs reduction "mean" or "sum", and
             no `ignore`.
+        dims: sum the losses of the embeddings' first columns, so many at a time, each normalised by
+            itself (Matryoshka); at most D.
+        dim_weights: what each of those losses is multiplied by; 1 by default.
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. A row without a
@@ -68,9 +75,10 @@ def sup_con_loss(
         >>> sup_con_loss(torch.eye(3), torch.tensor([0, 0, 1]), temperature=1.0)
         tensor(0.6931)
 
-    Source: Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2.
+    Source: Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2; dims: Kusupati et al.,
+    "Matryoshka Representation Learning", 2022, eq. 1.
     """
-    options = Options(reduction, ignore, weight, gather_distributed)
+    options = Options(reduction, ignore, weight, gather_distributed, dims, dim_weights)
     check_floating(z=z)
     _check_labels(z, labels)
     check_rows(z=z)

@@ -6,6 +6,8 @@ these is known, for its share of the gradients. It is known
 - from the start, if the loss is linear in the statistics: one pass over the tiles does all;
 - after the rows' own tiles, if the columns have no losses: a band of rows' tiles is kept at a time;
 - after all tiles otherwise: they are kept, or computed again if there are too many.
+
+Of K prefixes (`cosloss.kernels.prefixes`) a tile is K tiles, and a vector over the losses (K, ...).
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosloss.kernels.prefixes import Prefixes
 from cosloss.kernels.stats import Gradients, LossGrads, Stats, loss_grads
 from cosloss.problem import ALL, Problem
 
@@ -29,9 +32,16 @@ class TileLoop(ABC):
     dtype: of a tile's logits.
     """
 
-    def __init__(self, r: Tensor, c: Tensor | None, problem: Problem, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        r: Tensor,
+        c: Tensor | None,
+        problem: Problem,
+        dtype: torch.dtype,
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self.problem = problem
-        self.stats = Stats(problem, r, c)
+        self.stats = Stats(problem, r, c, None if prefixes is None else len(prefixes.ends))
         self._sides, self._dtype = (r, c), dtype
 
     @abstractmethod
@@ -54,7 +64,7 @@ class TileLoop(ABC):
 
     @abstractmethod
     def gradients(self) -> Gradients:
-        """The gradients on r, c and bias, each only where needed."""
+        """The gradients on r, c and bias, each where needed, and of prefixes the sums along."""
 
     def forward(self) -> Tensor:
         """Every loss's statistic."""
@@ -84,10 +94,10 @@ class TileLoop(ABC):
         for rows in self.bands():
             self.run(rows, accumulate=True)
             stat = stats.finish(rows)
-            d_stat, d_positive = loss_grad(stat, positive[rows])
+            d_stat, d_positive = loss_grad(stat, positive[..., rows])
             parts.append(d_positive)
-            self.run(rows, grads=self._loss_grads(weights[rows] * d_stat, stat))
-        return stats.rows, weights * torch.cat(parts), self.gradients()
+            self.run(rows, grads=self._loss_grads(weights[..., rows] * d_stat, stat))
+        return stats.rows, weights * torch.cat(parts, -1), self.gradients()
 
     def backward(self, d_stat: Tensor, stat: Tensor, d_pos_logit: Tensor | None) -> Gradients:
         """The gradients from those on the statistics and on each of several positives."""
@@ -101,17 +111,26 @@ class TileLoop(ABC):
 
 
 def functions_of(
-    loop: Callable[[Tensor, Tensor | None, Tensor | None, Problem, Needs], TileLoop],
+    loop: Callable[
+        [Tensor, Tensor | None, Tensor | None, Problem, Needs, Prefixes | None], TileLoop
+    ],
 ) -> tuple[Callable[..., Tensor], Callable[..., Any], Callable[..., Gradients]]:
     """A backend's forward, forward_backward and backward, over its tile loop.
 
     Statistics are (N,) in float64, or (N + M,) where columns have losses of their own, rows first;
-    `needs` says which gradients are asked for, on r, c and bias.
+    `needs` says which gradients are asked for, on r, c and bias. With `prefixes` a vector over the
+    losses is (K, N) or (K, N + M).
     """
 
-    def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
+    def forward(
+        r: Tensor,
+        c: Tensor | None,
+        bias: Tensor | None,
+        problem: Problem,
+        prefixes: Prefixes | None = None,
+    ) -> Tensor:
         """Every loss's statistic."""
-        return loop(r, c, bias, problem, (False, False, False)).forward()
+        return loop(r, c, bias, problem, (False, False, False), prefixes).forward()
 
     def forward_backward(
         r: Tensor,
@@ -122,9 +141,10 @@ def functions_of(
         weights: Tensor | float,
         positive: Tensor,
         needs: Needs,
+        prefixes: Prefixes | None = None,
     ) -> tuple[Tensor, Tensor, Gradients]:
         """The statistics, and sum_i weights_i loss_i's gradients: on positive, and where needed."""
-        return loop(r, c, bias, problem, needs).forward_backward(weights, positive)
+        return loop(r, c, bias, problem, needs, prefixes).forward_backward(weights, positive)
 
     def backward(
         r: Tensor,
@@ -136,11 +156,12 @@ def functions_of(
         stat: Tensor,
         needs: Needs,
         d_pos_logit: Tensor | None = None,
+        prefixes: Prefixes | None = None,
     ) -> Gradients:
         """The gradients that are needed, from those on the statistics and on several positives.
 
         d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
         """
-        return loop(r, c, bias, problem, needs).backward(d_stat, stat, d_pos_logit)
+        return loop(r, c, bias, problem, needs, prefixes).backward(d_stat, stat, d_pos_logit)
 
     return forward, forward_backward, backward

@@ -1,10 +1,12 @@
 """The statistics of rows and columns while tiles go by, and the loss's gradient on them.
 
 Shapes: statistics (N,) of the rows and (M,) of the columns; a vector over the losses is (N,), or
-(N + M,) where columns that are not the rows have losses too, rows first.
+(N + M,) where columns that are not the rows have losses too, rows first. Of K prefixes, each is
+(K, N), (K, M) or (K, N + M).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -16,7 +18,9 @@ from cosloss.problem import ALL, Problem
 # no lse of unshifted logits is below -40
 LARGEST_SHIFT = 50.0
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # on r, c and bias
+
+# on r, c and bias; of prefixes besides, each row's and each column's sum of d_logit (x - bias)
+Gradients = tuple[Tensor | None, ...]
 
 
 class Stats:
@@ -26,13 +30,18 @@ class Stats:
     row_max, column_max: the largest logits so far, below which "logsumexp" adds up exp; else None.
     """
 
-    def __init__(self, problem: Problem, r: Tensor, c: Tensor | None) -> None:
+    def __init__(
+        self, problem: Problem, r: Tensor, c: Tensor | None, prefixes: int | None = None
+    ) -> None:
         self._kind = problem.criterion.kind
+        several = () if prefixes is None else (prefixes,)
         # in float64: an lse that is off by e scales its row's whole gradient by 1 + e
-        self.rows = torch.zeros(r.shape[0], dtype=torch.float64, device=r.device)
+        self.rows = torch.zeros(*several, r.shape[0], dtype=torch.float64, device=r.device)
         self.columns: Tensor | None = self.rows
         if c is not None:
-            self.columns = self.rows.new_zeros(c.shape[0]) if problem.column_losses else None
+            self.columns = None
+            if problem.column_losses:
+                self.columns = self.rows.new_zeros(*several, c.shape[0])
         self.row_max: Tensor | None = None
         self.column_max: Tensor | None = None
         if self._kind == "logsumexp":
@@ -41,6 +50,17 @@ class Stats:
             if self.columns is not None and self.columns is not self.rows:
                 self.column_max = torch.full_like(self.columns, lowest)
 
+    def of_prefix(self, number: int) -> "Stats":
+        """A view of one prefix's."""
+        own = copy(self)
+        own.rows = self.rows[number]
+        own.columns, own.row_max, own.column_max = (
+            None if x is None else x[number] for x in (self.columns, self.row_max, self.column_max)
+        )
+        if self.columns is self.rows:
+            own.columns = own.rows
+        return own
+
     def finish(self, rows: slice = ALL) -> Tensor:
         """Every loss's statistic, or these rows', once all their tiles were added."""
         if "exp" in self._kind:
@@ -48,14 +68,14 @@ class Stats:
             if self.columns is not None and self.columns is not self.rows:
                 self._take_logarithm(self.columns, self.column_max, ALL)
         if self.columns is None or self.columns is self.rows:
-            return self.rows[rows]
-        return torch.cat([self.rows, self.columns])
+            return self.rows[..., rows]
+        return torch.cat([self.rows, self.columns], -1)
 
     @staticmethod
     def _take_logarithm(sums: Tensor, largest: Tensor | None, part: slice) -> None:
-        lse = sums[part].log_()
+        lse = sums[..., part].log_()
         if largest is not None:
-            lse += largest[part]
+            lse += largest[..., part]
         lse.clamp_(min=empty_lse(lse.dtype))
 
 
@@ -81,6 +101,18 @@ class LossGrads(NamedTuple):
     column_shift: Tensor | None
     d_row_pos: Tensor | None
     d_column_pos: Tensor | None
+
+    def of_prefix(self, number: int) -> "LossGrads":
+        """A view of one prefix's."""
+        return self._each(lambda x: x[number])
+
+    def contiguous(self) -> "LossGrads":
+        """The same, each one in memory of its own."""
+        return self._each(Tensor.contiguous)
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> "LossGrads":
+        d_rows, *rest = self
+        return LossGrads(of(d_rows), *(None if x is None else of(x) for x in rest))
 
 
 def loss_grads(

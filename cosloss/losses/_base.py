@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, TypedDict
@@ -20,7 +20,10 @@ from cosloss.arguments import (
 )
 from cosloss.distributed import Gather
 from cosloss.functional._checks import check_gather, check_reduction, check_temperature
+from cosloss.functional._dims import check_dims
 from cosloss.modes import PLAIN
+
+OF_PREFIXES = ("dims", "dim_weights")
 
 
 class Unscriptable(nn.Module):
@@ -73,12 +76,16 @@ class Options(TypedDict, total=False):
     learnable_temperature: learn the logarithm of the temperature.
     gather_distributed: take negatives from all processes; "ring" does so in memory that does not
         grow with them.
+    dims, dim_weights: the embeddings' first columns whose losses are summed, and their weights, 1
+        by default (Matryoshka).
     scalar_parameters: give learnt scalars shape () and not (1,); True by default.
     device, dtype: of learnt scalars.
     """
 
     learnable_temperature: bool
     gather_distributed: Gather
+    dims: Sequence[int] | None
+    dim_weights: Sequence[float] | None
     scalar_parameters: bool
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -113,6 +120,8 @@ class ContrastiveLoss(Loss):
         *,
         learnable_temperature: bool = False,
         gather_distributed: Gather = False,
+        dims: Sequence[int] | None = None,
+        dim_weights: Sequence[float] | None = None,
         scalar_parameters: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -129,8 +138,11 @@ class ContrastiveLoss(Loss):
             scalar_parameters=scalar_parameters,
         )
         check_gather(gather_distributed)
+        check_dims(dims, dim_weights)
         self.reduction = reduction
         self.gather_distributed = gather_distributed
+        self.dims = None if dims is None else tuple(dims)
+        self.dim_weights = None if dim_weights is None else tuple(dim_weights)
         self.learnable_temperature = learnable_temperature
         self._factory: dict[str, Any] = {
             "size": () if scalar_parameters else (1,),
@@ -151,6 +163,10 @@ class ContrastiveLoss(Loss):
         weight: Tensor | None = None,
     ) -> Tensor:
         return self._loss(z1, z2, ignore=ignore, weight=weight)
+
+    def _arguments(self) -> dict[str, Any]:
+        prefixes = {} if self.dims is None else {name: getattr(self, name) for name in OF_PREFIXES}
+        return super()._arguments() | prefixes
 
     def _loss(self, *given: Tensor, **options: Tensor | None) -> Tensor:
         function: Callable[..., Tensor] = getattr(functional, self.function)
@@ -179,7 +195,7 @@ class ContrastiveLoss(Loss):
             setattr(self, name, value)
 
     def extra_repr(self) -> str:
-        flags = ("learnable_temperature", "gather_distributed")
+        flags = ("learnable_temperature", "gather_distributed", *OF_PREFIXES)
         shown = "".join(f", {x}={getattr(self, x)!r}" for x in flags if getattr(self, x))
         return super().extra_repr() + shown
 

@@ -23,6 +23,8 @@ class NTXentLoss(ContrastiveLoss):
             by default.
         gather_distributed: take negatives from all processes of the default group; "ring" does so
             in memory that does not grow with them.
+        dims: sum the losses of the embeddings' first columns, so many at a time (Matryoshka).
+        dim_weights: what each of those losses is multiplied by; 1 by default.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -77,6 +79,8 @@ class InfoNCELoss(ContrastiveLoss):
             by default.
         gather_distributed: take negatives from all processes of the default group; "ring" does so
             in memory that does not grow with them.
+        dims: sum the losses of the embeddings' first columns, so many at a time (Matryoshka).
+        dim_weights: what each of those losses is multiplied by; 1 by default.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -181,6 +185,8 @@ class SupConLoss(ContrastiveLoss):
             by default.
         gather_distributed: take negatives from all processes of the default group; "ring" does so
             in memory that does not grow with them.
+        dims: sum the losses of the embeddings' first columns, so many at a time (Matryoshka).
+        dim_weights: what each of those losses is multiplied by; 1 by default.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -246,6 +252,8 @@ class SigmoidContrastiveLoss(ContrastiveLoss):
             default.
         gather_distributed: take negatives from all processes of the default group; "ring" does so
             in memory that does not grow with them.
+        dims: sum the losses of the embeddings' first columns, so many at a time (Matryoshka).
+        dim_weights: what each of those losses is multiplied by; 1 by default.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.

@@ -11,7 +11,7 @@ above the diagonal give the rest. Where p_i is the mean of several logits of its
 g w_i dl/dp_i / count_i more at those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -236,21 +236,33 @@ def _composed_grads(
     ctx: Any, grad: Tensor, learnt: Tensor | None, bias: Tensor | None, rows: Rows
 ) -> list[Tensor | None]:
     """The gradients on temperature, bias and rows, differentiable if they are to be."""
+
+    def composed(temperature: float | Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
+        return composition(rows, temperature, bias, ctx.weights, ctx.problem, ctx.dtype)
+
+    inputs = learnt, bias, *rows
+    return grads_of(composed, grad, ctx.temperature, inputs, ctx.needs_input_grad[3:])
+
+
+def grads_of(
+    loss_of: Callable[[Any, Tensor | None, Rows], Tensor],
+    grad: Tensor,
+    fixed_temperature: float | None,
+    given: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients on a learnt temperature, bias and rows, by torch, where they are needed.
+
+    They are differentiable if they are to be. loss_of: of temperature, bias and rows.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # aliases, since one input may be a function of another
-        inputs: list[Any] = [x if x is None else x.view_as(x) for x in (learnt, bias, *rows)]
-        temperature, bias, *aliased = inputs
-        temperature = ctx.temperature if learnt is None else temperature
-        loss = composition(
-            (aliased[0], aliased[1], aliased[2]),
-            temperature,
-            bias,
-            ctx.weights,
-            ctx.problem,
-            ctx.dtype,
-        )
-    needs = ctx.needs_input_grad[3:]
-    wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
+        inputs = [x if x is None else x.view_as(x) for x in given]
+        learnt, bias, first, second, negatives = inputs
+        assert first is not None
+        temperature = fixed_temperature if learnt is None else learnt
+        loss = loss_of(temperature, bias, (first, second, negatives))
+    wanted = [x for x, need in zip(inputs, needs, strict=True) if need and x is not None]
     found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
     return [next(found) if need else None for need in needs]

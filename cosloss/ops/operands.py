@@ -99,7 +99,7 @@ def _without_bias(
     problem: Problem,
     dtype: torch.dtype | None,
 ) -> Operands:
-    views, negatives = _views(rows), rows[2]
+    views, negatives = views_of(rows), rows[2]
     distance = problem.criterion.distance
     r, norm, pair = unit_rows.forward(views, scale=scale, dtype=None if distance else dtype)
     n = views[0].shape[0]
@@ -146,7 +146,7 @@ def input_grads(
     pair, norms = operands.pair, operands.norms
     needs_temperature, needs_bias, *needs_rows = needs
     grad_r, grad_c, grad_bias = _without_bias_columns(gradients, operands, d_positive)
-    views, negatives = _views(rows), rows[2]
+    views, negatives = views_of(rows), rows[2]
     d_pair = None
     if pair is not None:
         d_pair = -d_positive if problem.criterion.distance else d_positive
@@ -216,7 +216,7 @@ def tile_needs(
     return temperature or first, temperature or columns, needs_bias
 
 
-def _views(rows: Rows) -> list[Tensor]:
+def views_of(rows: Rows) -> list[Tensor]:
     first, second, _ = rows
     return [first] if second is None else [first, second]
 

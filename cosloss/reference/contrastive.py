@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from cosloss.reference._rows import reduce, unit_rows
+from cosloss.reference._rows import over_prefixes, reduce, unit_rows
 
 
+@over_prefixes("z1", "z2")
 def nt_xent_loss(
     z1: Tensor,
     z2: Tensor,
@@ -37,6 +38,7 @@ def nt_xent_loss(
     return reduce(weighted(loss, weight), reduction)
 
 
+@over_prefixes("query", "key", "negatives", "hard_negatives")
 def info_nce_loss(
     query: Tensor,
     key: Tensor,
@@ -154,6 +156,7 @@ def _softmax_terms(
     return torch.cat(terms, 1)
 
 
+@over_prefixes("z")
 def sup_con_loss(
     z: Tensor,
     labels: Tensor,
@@ -178,6 +181,7 @@ def sup_con_loss(
     return reduce(loss, reduction)
 
 
+@over_prefixes("z1", "z2")
 def sigmoid_contrastive_loss(
     z1: Tensor,
     z2: Tensor,

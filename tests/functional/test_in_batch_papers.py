@@ -218,6 +218,17 @@ def test_info_nce_in_several_directions(further, groups, margin):
     close(ours, gte(q.tolist(), k.tolist(), chosen, groups, margin))
 
 
+def test_prefixes():
+    # Matryoshka, eq. 1: the loss of each prefix by itself, weighted
+    z1, z2 = rows(0), rows(1)
+    ours = functional.nt_xent_loss(
+        z1, z2, TEMPERATURE, "none", dims=(5, 2, 3), dim_weights=(0.3, 1.5, 2.0)
+    )
+    each = [nt_xent(z1[:, :dim].tolist(), z2[:, :dim].tolist()) for dim in (5, 2, 3)]
+    summed = [0.3 * a + 1.5 * b + 2.0 * c for a, b, c in zip(*each, strict=True)]
+    close(ours, summed)
+
+
 @pytest.mark.parametrize("on", ["all", "in_batch", "hard"])
 @pytest.mark.parametrize("per_query", [True, False])
 def test_info_nce_weighted_by_hardness(on, per_query):

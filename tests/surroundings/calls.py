@@ -41,6 +41,12 @@ CALLS = {
         ),
         "abTwg",
     ),
+    "nt_xent, prefixes": Call(
+        lambda m, d: m.nt_xent_loss(
+            d["a"], d["b"], d["T"], weight=d["w"], ignore=d["g"], dims=(2, 3)
+        ),
+        "abTwg",
+    ),
     "nt_xent, each": Call(lambda m, d: m.nt_xent_loss(d["a"], d["b"], 0.3, "none"), "ab"),
     "info_nce": Call(lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3), "ab"),
     "symmetric": Call(

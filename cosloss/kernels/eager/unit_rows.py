@@ -38,11 +38,14 @@ def backward(
     norm: Tensor,
     needs: Sequence[bool],
     scale: float | Tensor = 1.0,
+    along: Tensor | None = None,
 ) -> list[Tensor | None]:
     """The gradients on the views, where needed, from those on their rows of r and on the products.
 
     With h the gradient on a row of r, its share of the products' included, and u = x / |x|, it is
     scale (h - <h, u> u) / |x|.
+
+    along: (V N,), <h, r> of whole rows, for views that are some of their columns.
     """
     x, (length, largest) = _joined(views), norm.split(1, 1)
     u = x / largest / length
@@ -52,8 +55,15 @@ def backward(
         n = views[0].shape[0]
         both = (grad_products + grad_products.roll(n, 0))[:, None].to(u.dtype)
         h = h + both * scale * u.roll(n, 0)
-    found = scale * (h - (h * u).sum(1, keepdim=True) * u) / length / largest
+    inner = (h * u).sum(1, keepdim=True) if along is None else (along[:, None] / scale).to(u.dtype)
+    found = scale * (h - inner * u) / length / largest
     return [g if need else None for g, need in zip(found.chunk(len(views)), needs, strict=True)]
+
+
+def ratio(norm: Tensor, longer: Tensor) -> Tensor:
+    """The norms of prefixes of rows, over those of longer ones; 0 where one is zero."""
+    found = norm[:, 0] / longer[:, 0] * (norm[:, 1] / longer[:, 1])
+    return found.masked_fill(norm[:, 0].isinf(), 0)
 
 
 def _joined(views: Sequence[Tensor]) -> Tensor:

@@ -209,13 +209,75 @@ struct LogSumExp {
   }
 };
 
+// What becomes of d_logits where there is one logit matrix: nothing more.
+struct Alone {
+  Vector operator()(int64_t, int, int64_t, Vector, Vector d) const { return d; }
+  void end_rows(int64_t, int) const {}
+};
+
+// What becomes of the d_logits of a prefix, from the longest to the shortest: their sums along the
+// logits, and those of the longer prefixes on top, which the logits of this one are a part of:
+//
+//     g_ij = d_ij + link_i link_j g'_ij,    the links and g' of the next longer prefix.
+class Nested {
+ public:
+  // g: a tile of the same stride as the logits, with g', if there is a longer prefix.
+  Nested(const InBatchParams& prefix, TileBounds part, bool diagonal, bool longest, float* g,
+         int64_t stride)
+      : prefix_(prefix),
+        part_(part),
+        bias_(prefix.bias ? *prefix.bias : 0),
+        along_columns_(diagonal ? nullptr : prefix.along_columns),
+        row_links_(longest ? nullptr : prefix.row_links + prefix.all_rows + part.i),
+        g_(g),
+        stride_(stride) {
+    if (longest) return;
+    std::copy_n(prefix.column_links + prefix.m + part.j, part.columns, column_links_);
+    std::fill(column_links_ + part.columns, column_links_ + round_up(part.columns), 0.f);
+  }
+
+  // The same of row i, which is number `row` of those at once, and the columns from j on.
+  Vector operator()(int64_t i, int row, int64_t j, Vector x, Vector d) {
+    const Vector along = d * (x == -INFINITY ? Vector{} : x - bias_);  // d is 0 at masked pairs
+    row_along_[row] += along;
+    store(load(column_along_ + j) + along, column_along_ + j);
+    float* const at = g_ + i * stride_ + j;
+    if (row_links_) d += row_links_[i] * load(column_links_ + j) * load(at);
+    store(d, at);
+    return d;
+  }
+
+  void end_rows(int64_t i, int rows) {
+    for (int row = 0; row < rows; row++) {
+      prefix_.along_rows[part_.i + i + row] += reduce_sum(row_along_[row]);
+      row_along_[row] = Vector{};
+    }
+  }
+
+  void end_tile() const {
+    if (!along_columns_) return;
+    for (int64_t j = 0; j < part_.columns; j++) along_columns_[part_.j + j] += column_along_[j];
+  }
+
+ private:
+  const InBatchParams& prefix_;
+  const TileBounds part_;
+  const float bias_;
+  double* const along_columns_;
+  const float* const row_links_;
+  float* const g_;
+  const int64_t stride_;
+  Vector row_along_[2] = {};
+  float column_along_[LARGEST_BLOCK] = {}, column_links_[LARGEST_BLOCK];
+};
+
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead: a kept stash comes from memory
 
 // Write the d_logits of ROWS rows from row i on to scratch, and return their sum if it is needed.
-template <typename DLogits, int ROWS, typename Number, typename Word>
+template <typename DLogits, int ROWS, typename Number, typename Word, typename Further>
 double d_logits_of_rows(const InBatchParams& params, TileBounds part, int64_t i,
                         const ColumnGrads& columns, const Number* x, int64_t stride,
-                        Scratch<Word>& scratch) {
+                        Scratch<Word>& scratch, Further& further) {
   auto of_row = [&](int64_t row) {
     return DLogits(params.loss_grads, columns, part.i + row, params.margin);
   };
@@ -227,39 +289,42 @@ double d_logits_of_rows(const InBatchParams& params, TileBounds part, int64_t i,
     for (int row = 0; row < ROWS; row++) {
       const Number* from = x + (i + row) * stride + j;
       __builtin_prefetch(from + PREFETCH_BYTES / sizeof(Number));
-      found[row] = d_logits[row](load(from), j);
+      const Vector own = load(from);
+      found[row] = d_logits[row](own, j);
       row_sums += found[row];
+      found[row] = further(i + row, row, j, own, found[row]);
     }
     to.put(j, found);
   }
+  further.end_rows(i, ROWS);
   return params.grad_bias ? reduce_sum(row_sums) : 0;
 }
 
 // The same for a tile, as many rows at once as a word has numbers.
-template <typename DLogits, typename Number, typename Word>
+template <typename DLogits, typename Number, typename Word, typename Further>
 double d_logits_of_tile(const InBatchParams& params, TileBounds part, const Number* x,
-                        int64_t stride, Scratch<Word>& scratch) {
+                        int64_t stride, Scratch<Word>& scratch, Further& further) {
   constexpr int ROWS = Scratch<Word>::PER_WORD;
   const ColumnGrads columns(params.loss_grads, part.j, part.columns);
   double sum = 0;
   int64_t i = 0;
   for (; i + ROWS <= part.rows; i += ROWS)
-    sum += d_logits_of_rows<DLogits, ROWS>(params, part, i, columns, x, stride, scratch);
+    sum += d_logits_of_rows<DLogits, ROWS>(params, part, i, columns, x, stride, scratch, further);
   for (; i < part.rows; i++)
-    sum += d_logits_of_rows<DLogits, 1>(params, part, i, columns, x, stride, scratch);
+    sum += d_logits_of_rows<DLogits, 1>(params, part, i, columns, x, stride, scratch, further);
   return sum;
 }
 
 // The same for whatever losses there are; x: the tile's stash or, if LOGITS, its logits.
-template <typename Kind, bool LOGITS, typename Number, typename Word>
+template <typename Kind, bool LOGITS, typename Number, typename Word, typename Further>
 double d_logits_of(const InBatchParams& params, TileBounds part, const Number* x, int64_t stride,
-                   Scratch<Word>& scratch) {
+                   Scratch<Word>& scratch, Further further) {
   if (params.loss_grads.d_row_pos)
-    return d_logits_of_tile<typename Kind::template DLogits<LOGITS, true, true>>(params, part, x,
-                                                                                 stride, scratch);
+    return d_logits_of_tile<typename Kind::template DLogits<LOGITS, true, true>>(
+        params, part, x, stride, scratch, further);
   if (params.loss_grads.d_columns)
-    return d_logits_of_tile<typename Kind::template DLogits<LOGITS, true, false>>(params, part, x,
-                                                                                  stride, scratch);
-  return d_logits_of_tile<typename Kind::template DLogits<LOGITS, false, false>>(params, part, x,
-                                                                                 stride, scratch);
+    return d_logits_of_tile<typename Kind::template DLogits<LOGITS, true, false>>(
+        params, part, x, stride, scratch, further);
+  return d_logits_of_tile<typename Kind::template DLogits<LOGITS, false, false>>(
+      params, part, x, stride, scratch, further);
 }

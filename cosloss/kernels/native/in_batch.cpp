@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "criteria.h"
@@ -70,12 +71,21 @@ void mask_pairs(const InBatchParams& params, TileBounds part, float* x, int64_t 
   }
 }
 
+// Columns of R and C: all of them, or those that a prefix has and the one before has not.
+struct Segment {
+  int64_t begin, end;
+};
+
+// Write a tile of logits to x, on top of what is there if `add`.
 template <typename Word>
-void logits(const InBatchParams& params, TileBounds part, float* x, int64_t stride) {
-  const int64_t words = params.d / Scratch<Word>::PER_WORD;
-  gemm(static_cast<const Word*>(params.rows) + part.i * words, words, 1,
-       static_cast<const Word*>(params.packed_c) + part.j * words, PANEL, words * PANEL, part.rows,
-       (part.columns + PANEL - 1) / PANEL * PANEL, words, false, x, stride);
+void logits(const InBatchParams& params, TileBounds part, Segment of, bool add, float* x,
+            int64_t stride) {
+  constexpr int64_t PER_WORD = Scratch<Word>::PER_WORD;
+  const int64_t words = params.d / PER_WORD, begin = of.begin / PER_WORD;
+  gemm(static_cast<const Word*>(params.rows) + part.i * words + begin, words, 1,
+       static_cast<const Word*>(params.packed_c) + part.j * words + begin * PANEL, PANEL,
+       words * PANEL, part.rows, (part.columns + PANEL - 1) / PANEL * PANEL,
+       (of.end - of.begin) / PER_WORD, add, x, stride);
   if (params.bias) {
     for (int64_t i = 0; i < part.rows; i++)
 #pragma omp simd
@@ -88,24 +98,27 @@ void logits(const InBatchParams& params, TileBounds part, float* x, int64_t stri
   }
 }
 
-// Add a tile's share to the gradients; its d_logits are in scratch.
+// Add a tile's share to the gradients on those columns; its d_logits are in scratch.
 template <typename Word>
-void add_gradients(const InBatchParams& params, TileBounds part, bool symmetric,
+void add_gradients(const InBatchParams& params, TileBounds part, Segment of, bool symmetric,
                    Scratch<Word>& scratch) {
   constexpr int64_t PER_WORD = Scratch<Word>::PER_WORD;
-  const int64_t d = params.d;
+  const int64_t d = params.d, count = of.end - of.begin;
   auto words = [](int64_t numbers) { return (numbers + PER_WORD - 1) / PER_WORD; };
   if (params.grad_r) {
     gemm(scratch.d_logits(), scratch.d_logits_stride(), 1,
-         static_cast<const Word*>(params.packed_rows_of_c) + words(part.j) * PANEL, PANEL,
-         words(params.m) * PANEL, part.rows, d, words(part.columns), true,
-         params.grad_r + part.sums * d, d);
+         static_cast<const Word*>(params.packed_rows_of_c) + of.begin * words(params.m) +
+             words(part.j) * PANEL,
+         PANEL, words(params.m) * PANEL, part.rows, count, words(part.columns), true,
+         params.grad_r + part.sums * d + of.begin, d);
   }
   float* grad_c = symmetric ? params.grad_r : params.grad_c;
   if (grad_c) {
     gemm(scratch.d_logits_t(), 1, scratch.stride,
-         static_cast<const Word*>(params.packed_rows_of_r) + words(part.i) * PANEL, PANEL,
-         words(params.n) * PANEL, part.columns, d, words(part.rows), true, grad_c + part.j * d, d);
+         static_cast<const Word*>(params.packed_rows_of_r) + of.begin * words(params.n) +
+             words(part.i) * PANEL,
+         PANEL, words(params.n) * PANEL, part.columns, count, words(part.rows), true,
+         grad_c + part.j * d + of.begin, d);
   }
 }
 
@@ -117,7 +130,8 @@ void run_tile(const InBatchParams& params, TileBounds part, bool diagonal,
   const bool adds = params.stats.rows, computes = adds || !kept;
   float* const x = scratch.tile;
   const int64_t stride = scratch.stride;
-  if (computes) logits<Word>(params, part, x, stride);
+  const Segment whole = {0, params.d};
+  if (computes) logits<Word>(params, part, whole, false, x, stride);
   auto add = [&](auto* stash, int64_t stash_stride) {
     Kind::add(x, stride, part.rows, part.columns, params.margin,
               params.stats.from(part.sums, part.j, !diagonal), stash, stash_stride);
@@ -127,18 +141,75 @@ void run_tile(const InBatchParams& params, TileBounds part, bool diagonal,
   else if (adds)
     add(x, stride);
   if (!params.loss_grads.d_rows) return;
-  const double sum = kept   ? d_logits_of<Kind, false>(params, part, kept, kept_stride, scratch)
-                     : adds ? d_logits_of<Kind, false>(params, part, x, stride, scratch)
-                            : d_logits_of<Kind, true>(params, part, x, stride, scratch);
+  const double sum =
+      kept   ? d_logits_of<Kind, false>(params, part, kept, kept_stride, scratch, Alone())
+      : adds ? d_logits_of<Kind, false>(params, part, x, stride, scratch, Alone())
+             : d_logits_of<Kind, true>(params, part, x, stride, scratch, Alone());
   if (bias_sum) *bias_sum = sum;
-  add_gradients(params, part, params.symmetric && !diagonal, scratch);
+  add_gradients(params, part, whole, params.symmetric && !diagonal, scratch);
+}
+
+// x = links_i links_j (from - bias) for a tile of masked logits `from`, all of whose masked pairs
+// are masked again.
+void scale_logits(const InBatchParams& prefix, TileBounds part, const float* from, float* x,
+                  int64_t stride) {
+  const float bias = prefix.bias ? *prefix.bias : 0;
+  const float* links = prefix.column_links + part.j;
+  for (int64_t i = 0; i < part.rows; i++) {
+    const float link = prefix.row_links[part.i + i];
+#pragma omp simd
+    for (int64_t j = 0; j < part.columns; j++)
+      x[i * stride + j] = link * links[j] * (from[i * stride + j] - bias);
+  }
+}
+
+struct PrefixLogits;  // a thread's memory
+struct PrefixGradients;
+
+// All work on one tile of every prefix; `kept`: where their logits are kept, if they are. Their
+// products are shared: a prefix's logits are those of the one before and a segment's, and a
+// segment's gradients are those of all prefixes that have it.
+template <typename Kind, typename Word>
+void run_prefixes(const InBatchParams& params, TileBounds part, bool diagonal, float* kept,
+                  int64_t height, int64_t kept_stride, double* bias_sum, Scratch<Word>& scratch) {
+  const bool adds = params.stats.rows, computes = adds || !kept;
+  const int64_t size = height * kept_stride;
+  float* const all =
+      kept ? kept
+           : thread_memory<PrefixLogits, float>(params.prefixes * LARGEST_BLOCK * LARGEST_BLOCK);
+  auto segment = [&](int64_t k) { return Segment{k ? params.ends[k - 1] : 0, params.ends[k]}; };
+  for (int64_t k = 0; computes && k < params.prefixes; k++) {
+    const InBatchParams prefix = params.of_prefix(k);
+    float* const x = all + k * size;
+    if (k) scale_logits(prefix, part, x - size, x, kept_stride);
+    logits<Word>(prefix, part, segment(k), k > 0, x, kept_stride);
+    if (!adds) continue;
+    // an lse leaves its stash, the logits, where they are; that of a sum is not needed
+    constexpr bool IS_LOGITS = std::is_same_v<Kind, LogSumExp>;
+    Kind::add(x, kept_stride, part.rows, part.columns, prefix.margin,
+              prefix.stats.from(part.sums, part.j, !diagonal), IS_LOGITS ? x : scratch.tile,
+              IS_LOGITS ? kept_stride : scratch.stride);
+  }
+  if (!params.loss_grads.d_rows) return;
+  float* const g = thread_memory<PrefixGradients, float>(LARGEST_BLOCK * LARGEST_BLOCK);
+  double sum = 0;
+  for (int64_t k = params.prefixes - 1; k >= 0; k--) {
+    const InBatchParams prefix = params.of_prefix(k);
+    Nested nested(prefix, part, diagonal, k == params.prefixes - 1, g, kept_stride);
+    sum += d_logits_of<Kind, true, float, Word, Nested&>(prefix, part, all + k * size, kept_stride,
+                                                         scratch, nested);
+    nested.end_tile();
+    add_gradients(prefix, part, segment(k), params.symmetric && !diagonal, scratch);
+  }
+  if (bias_sum) *bias_sum = sum;
 }
 
 template <typename Kind, typename Word>
 void run(const InBatchParams& all) {
   const InBatchParams given = all.from_first_row(all.d * sizeof(typename Scratch<Word>::Number));
-  const Tiling tiling(given.n, given.m, given.symmetric);
+  const Tiling tiling(given.n, given.m, given.symmetric, given.prefixes);
   const TileSchedule schedule = tiling.schedule;
+  const int64_t area = tiling.height * tiling.width;
   const bool several = schedule.splits > 1;
   SplitSums sums(given, several ? schedule.splits : 0);
   const InBatchParams params = several ? sums.params() : given;
@@ -160,10 +231,18 @@ void run(const InBatchParams& all) {
         const int64_t j = tile.j * tiling.width, split = tile.j % schedule.splits;
         const TileBounds part = {i, j, std::min(tiling.height, params.n - i),
                                  std::min(tiling.width, params.m - j), split * params.n + i};
-        auto* kept = static_cast<StashOf<Kind, Word>*>(params.kept);
-        run_tile<Kind>(params, part, params.symmetric && i == j,
-                       kept ? kept + index * tiling.height * tiling.width : nullptr, tiling.width,
-                       params.grad_bias ? &bias_sums[index] : nullptr, scratch);
+        const bool diagonal = params.symmetric && i == j;
+        double* const bias_sum = params.grad_bias ? &bias_sums[index] : nullptr;
+        if (params.prefixes) {
+          auto* kept = static_cast<float*>(params.kept);
+          run_prefixes<Kind>(params, part, diagonal,
+                             kept ? kept + index * params.prefixes * area : nullptr, tiling.height,
+                             tiling.width, bias_sum, scratch);
+        } else {
+          auto* kept = static_cast<StashOf<Kind, Word>*>(params.kept);
+          run_tile<Kind>(params, part, diagonal, kept ? kept + index * area : nullptr, tiling.width,
+                         bias_sum, scratch);
+        }
       }
     }
     if (several) {
@@ -177,10 +256,11 @@ void run(const InBatchParams& all) {
 
 }  // namespace
 
-// The number of elements of all tiles.
-extern "C" int64_t in_batch_elements(int64_t n, int64_t m, int64_t symmetric) {
-  const Tiling tiling(n, m, symmetric);
-  return tiling.schedule.all() * tiling.height * tiling.width;
+// The number of elements of all tiles, of every prefix if there are several.
+extern "C" int64_t in_batch_elements(int64_t n, int64_t m, int64_t symmetric, int64_t prefixes) {
+  const Tiling tiling(n, m, symmetric, prefixes);
+  const int64_t all = tiling.schedule.all() * tiling.height * tiling.width;
+  return prefixes ? prefixes * all : all;
 }
 
 extern "C" void in_batch_pack_b(const uint32_t* from, int64_t rows, int64_t words, uint32_t* to) {

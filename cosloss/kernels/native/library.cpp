@@ -52,6 +52,9 @@ constexpr Field FIELDS[] = {
     FIELD_AS("column_class", loss_grads.column_class),
     FIELD(grad_r), FIELD(grad_c),
     FIELD(grad_bias),
+    FIELD(prefixes), FIELD(all_rows), FIELD(ends),
+    FIELD(row_links), FIELD(column_links),
+    FIELD(along_rows), FIELD(along_columns),
 };
 // clang-format on
 

@@ -35,7 +35,7 @@ _ARGUMENTS = {
     # unit_rows.cpp
     "unit_rows_forward": (*2 * (_POINTER, _SIZE), _SIZE, _SIZE, _REAL, _REAL, *3 * (_POINTER,)),
     "unit_rows_backward": (
-        *(*3 * (_POINTER,), *2 * (_POINTER, _SIZE), _POINTER),
+        *(*3 * (_POINTER,), *2 * (_POINTER, _SIZE), _POINTER, _POINTER),
         *(_SIZE, _SIZE, _REAL, _REAL, _POINTER, _POINTER),
     ),
     # in_batch.cpp
@@ -43,7 +43,7 @@ _ARGUMENTS = {
     "in_batch_softplus": (_POINTER,),
     "in_batch_hinge": (_POINTER,),
     "in_batch_logsumexp": (_POINTER,),
-    "in_batch_elements": (_SIZE, _SIZE, _SIZE),
+    "in_batch_elements": (_SIZE, _SIZE, _SIZE, _SIZE),
     "in_batch_pack_b": (_POINTER, _SIZE, _SIZE, _POINTER),
     "in_batch_pack_bt": (_POINTER, _SIZE, _SIZE, _POINTER),
 }

@@ -42,6 +42,29 @@ struct InBatchParams {
   LossGrads loss_grads;
   float *grad_r, *grad_c;
   float* grad_bias;
+  // the nested prefixes of R and C, each with logits, statistics and loss_grads of its own, one
+  // after the other; 0 of them where there is one logit matrix
+  int64_t prefixes, all_rows;  // statistics of rows are all_rows apart, whatever rows the run is of
+  const int64_t* ends;         // the columns of R where they end
+  const float *row_links, *column_links;  // what scales the logits of the prefix before
+  double *along_rows, *along_columns;     // sums of d_logit (x - bias)
+
+  // The run of one prefix: what is its own of the statistics and their gradients.
+  InBatchParams of_prefix(int64_t k) const {
+    auto at = [k](auto* x, int64_t apart) { return x ? x + k * apart : x; };
+    InBatchParams own = *this;
+    own.stats = {at(stats.rows, all_rows), at(stats.columns, m), at(stats.row_max, all_rows),
+                 at(stats.column_max, m)};
+    const LossGrads& of = loss_grads;
+    own.loss_grads = {at(of.d_rows, n),       at(of.d_columns, m), at(of.row_shift, n),
+                      at(of.column_shift, m), at(of.d_row_pos, n), at(of.d_column_pos, m),
+                      of.row_class,           of.column_class};
+    own.row_links = at(row_links, all_rows);
+    own.column_links = at(column_links, m);
+    own.along_rows = at(along_rows, all_rows);
+    own.along_columns = at(along_columns, m);
+    return own;
+  }
 
   // The same run with every pointer at first_row; loss_grads are already. Without loss_grads there
   // is no gradient.
@@ -55,6 +78,8 @@ struct InBatchParams {
     own.stats.rows = ahead(stats.rows, 1);
     own.stats.row_max = ahead(stats.row_max, 1);
     own.grad_r = ahead(grad_r, d);
+    own.row_links = ahead(row_links, 1);
+    own.along_rows = ahead(along_rows, 1);
     if (!loss_grads.d_rows) own.grad_r = own.grad_c = own.grad_bias = nullptr;
     return own;
   }

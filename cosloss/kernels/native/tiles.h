@@ -78,10 +78,10 @@ struct Tiling {
   int64_t height, width;
   TileSchedule schedule;
 
-  Tiling(int64_t n, int64_t m, bool symmetric)
+  Tiling(int64_t n, int64_t m, bool symmetric, int64_t prefixes)
       : height(block_of(n, symmetric)), width(block_of(m, symmetric)) {
     // a skinny matrix gets its parallel tiles from split sums, not from low tiles
-    const bool skinny = !symmetric && SKINNY_RATIO * n <= m;
+    const bool skinny = !symmetric && !prefixes && SKINNY_RATIO * n <= m;
     if (skinny) height = std::min((n + PANEL - 1) / PANEL * PANEL, LARGEST_BLOCK);
     const int64_t rows = (n + height - 1) / height, columns = (m + width - 1) / width;
     const int64_t splits = skinny ? std::clamp<int64_t>(MIN_PARALLEL_TILES / rows, 1, columns) : 1;

@@ -43,10 +43,13 @@ def backward(
     needs: Sequence[bool],
     eps: float = 0.0,
     scale: float | Tensor = 1.0,
+    along: Tensor | None = None,
 ) -> list[Tensor | None]:
     """The gradients on the views, where needed, from those on their rows of r and on the products.
 
     grads: one for each view, in its dtype, widened.
+    along: (V N,) in float64, the inner product of each row of r with the gradient on it, for views
+        that are some columns of the rows whose norms are given.
     """
     first, second = _adjacent(views)
     n, d = first.shape
@@ -57,7 +60,7 @@ def backward(
     function("unit_rows_backward", first.dtype)(
         *_at(*given),
         *_strided(first, second),
-        norm.data_ptr(),
+        *_at(norm, None if along is None else along.contiguous()),
         n,
         d,
         eps,
@@ -65,6 +68,11 @@ def backward(
         *_at(found1, found2),
     )
     return [found1] if second is None else [found1, found2]
+
+
+def ratio(norm: Tensor, longer: Tensor) -> Tensor:
+    """The norms of prefixes of rows, over those of longer ones; 0 where one is zero."""
+    return (norm / longer).masked_fill(norm == 0, 0)
 
 
 def _adjacent(views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -26,6 +26,7 @@ LARGEST_FLOAT16_GRAD = 2.0**13
 # chunks of a symmetric matrix's rows: 528 pairs of them, four for each of 132 multiprocessors
 CHUNKS = 32
 KEEPS_TILES = False  # a gradient that comes early saves no work
+SHARES_PREFIXES = False
 NUM_PARTIALS = 32  # partial sums that a program adds up at once
 
 Partials = tuple[Tensor | None, Tensor | None]
