@@ -23,10 +23,13 @@ def tiles(rows: int, columns: int, device: torch.device) -> list[Tile]:
     return list(_rectangle(slice(0, rows), slice(0, columns), side, side))
 
 
-def bands(rows: int, columns: int, device: torch.device) -> list[list[Tile]]:
-    """The tiles of a whole matrix, those of the same rows together, in about BAND elements."""
+def bands(rows: int, columns: int, device: torch.device, depth: int = 1) -> list[list[Tile]]:
+    """The tiles of a whole matrix, those of the same rows together, in about BAND elements.
+
+    depth: how many numbers a tile has at each place.
+    """
     side = _largest_side(device)
-    height = min(max(BAND // columns, side // 4), side)
+    height = min(max(BAND // (depth * columns), side // 4), side)
     blocks = (slice(start, min(start + height, rows)) for start in range(0, rows, height))
     return [list(_rectangle(i, slice(0, columns), height, side)) for i in blocks]
 

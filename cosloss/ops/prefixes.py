@@ -78,10 +78,11 @@ def _vanish(rows: Rows, ends: tuple[int, ...]) -> bool:
     for x in rows:
         if x is None:
             continue
-        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        # in float64 no square of a narrower number leaves the range
+        order = torch.inf if x.dtype == torch.float64 else 2
         shortest, longest = (
-            torch.linalg.vector_norm(wide[:, :end], torch.inf, dim=1)
-            for end in ends[:: len(ends) - 1]
+            torch.linalg.vector_norm(x.detach()[:, :end], order, 1, dtype=torch.float64)
+            for end in (ends[0], ends[-1])
         )
         if bool(((shortest <= SMALLEST_LINK * longest) & (longest != 0)).any()):
             return True

@@ -31,6 +31,7 @@ from experiments.benchmarks.measure import (
     measure,
     peak_memory,
 )
+from experiments.benchmarks.softmaxes import show_softmaxes
 
 COLUMNS = 128
 PLOT = Path("benchmark_contrastive.png")
@@ -113,6 +114,7 @@ def run(rounds: int) -> bool:
         }
         name = "info_nce_loss, with hard negatives"  # three for each query
         right &= _compare(name, contenders, n, rounds, 2 * n, G_FULL, rows)
+    right &= show_softmaxes(rounds)
     right &= show_late_interaction(rounds)
     show_growth(PLOT)
     show_collectives()

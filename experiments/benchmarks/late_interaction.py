@@ -1,21 +1,14 @@
 """MaxSim's loss of 64 queries among their documents, forward and backward: time and memory."""
 
-from dataclasses import replace
-
 import torch
 from sentence_transformers.util import maxsim
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosloss import max_sim_loss, release_memory
+from cosloss import max_sim_loss
 from cosloss.testing import OPS
 from experiments.benchmarks import contrastive_rivals as lean
-from experiments.benchmarks.measure import (
-    forward_and_backward,
-    keeps_its_budget,
-    measure,
-    peak_memory,
-)
+from experiments.benchmarks.measure import compare, keeps_its_budget
 
 QUERIES, COLUMNS = (64, 32), 128
 DOCUMENT_TOKENS = (180, 512)
@@ -25,7 +18,6 @@ def show_late_interaction(rounds: int) -> bool:
     """Print a table for each length of documents; False if the op is beyond its error budget."""
     right = all(keeps_its_budget(op) for op in OPS if op.name.startswith("max_sim"))
     for tokens in DOCUMENT_TOKENS:
-        torch.compiler.reset()
         contenders = {
             "cosloss": max_sim_loss,
             "lean autograd": lean.max_sim,
@@ -33,19 +25,8 @@ def show_late_interaction(rounds: int) -> bool:
             "sentence-transformers": _sentence_transformers,
         }
         inputs = [x.requires_grad_() for x in _tokens(tokens)]
-        steps = {name: forward_and_backward(loss, *inputs) for name, loss in contenders.items()}
-        found = measure(steps, rounds)
-        release_memory()  # the memory kept between steps counts as ours
-        ours = replace(found["cosloss"], memory=peak_memory(steps["cosloss"]))
-        found["cosloss"] = ours
-        print(f"\nmax_sim_loss, {QUERIES[0]} queries of {QUERIES[1]} tokens, documents of {tokens}")
-        print(f"{'':<24}{'median ms':>10}{'fastest':>10}{'peak MiB':>10}{'of ours':>9}{'':>9}")
-        for name, m in found.items():
-            faster = f"{m.median / ours.median:.2f}x" if right else "wrong"
-            print(
-                f"{name:<24}{m.median:>10.1f}{m.fastest:>10.1f}{m.memory:>10.1f}"
-                f"{m.memory / ours.memory:>8.1f}x{faster:>9}"
-            )
+        title = f"max_sim_loss, {QUERIES[0]} queries of {QUERIES[1]} tokens, documents of {tokens}"
+        compare(title, contenders, inputs, rounds, right)
     return right
 
 

@@ -3,13 +3,14 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from cosloss import release_memory
 from cosloss.testing import Op, errors
 
 Step = Callable[[], object]
@@ -71,6 +72,30 @@ def forward_and_backward(function: Callable[..., Tensor], *inputs: Tensor) -> St
     shape = function(*inputs).shape
     grad = 0.37 * torch.randn(shape, generator=torch.Generator().manual_seed(7))
     return lambda: torch.autograd.grad(function(*inputs), leaves, grad)
+
+
+def compare(
+    title: str,
+    contenders: Mapping[str, Callable[..., Tensor]],
+    inputs: Sequence[Tensor],
+    rounds: int,
+    right: bool,
+) -> None:
+    """Measure losses forward and backward, and print a table; no speed-up unless right."""
+    torch.compiler.reset()
+    steps = {name: forward_and_backward(loss, *inputs) for name, loss in contenders.items()}
+    found = measure(steps, rounds)
+    release_memory()  # the memory kept between steps counts as ours
+    ours = replace(found["cosloss"], memory=peak_memory(steps["cosloss"]))
+    found["cosloss"] = ours
+    print(f"\n{title}")
+    print(f"{'':<24}{'median ms':>10}{'fastest':>10}{'peak MiB':>10}{'of ours':>9}{'':>9}")
+    for name, m in found.items():
+        faster = f"{m.median / ours.median:.2f}x" if right else "wrong"
+        print(
+            f"{name:<24}{m.median:>10.1f}{m.fastest:>10.1f}{m.memory:>10.1f}"
+            f"{m.memory / ours.memory:>8.1f}x{faster:>9}"
+        )
 
 
 def show(title: str, measured: Mapping[str, Measured], limit: str, right: bool) -> None:

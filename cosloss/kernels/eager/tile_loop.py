@@ -54,7 +54,7 @@ class EagerLoop(TileLoop):
         self._kept = tiles.kept_tiles(sum(map(self._elements, self._tiles)), self.r)
 
     def bands(self) -> Iterator[slice]:
-        every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device)
+        every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device, self._depth)
         largest = max(sum(map(self._elements, band)) for band in every)
         self._kept = workspace.scratch("band", (largest,), self.r)
         for self._tiles in every:

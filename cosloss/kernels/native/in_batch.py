@@ -92,7 +92,8 @@ class NativeLoop(TileLoop):
         self._kept = tiles.kept_tiles(self._elements(self.r.shape[0]), self._stash)
 
     def bands(self) -> Iterator[slice]:
-        every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device)
+        depth = max(self._prefixes, 1)
+        every = tiles.bands(self.r.shape[0], self.c.shape[0], self.r.device, depth)
         rows = [band[0][0] for band in every]
         height = max(band.stop - band.start for band in rows)
         self._kept = workspace.scratch("band", (self._elements(height),), self._stash)
