@@ -74,7 +74,7 @@ LOSSES = {
     ),
     "dims, sigmoid": lambda m, a, b, t: (
         m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t, dims=prefixes(a)[:1], dim_weights=(0.7,))
-        + m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t, "none", dims=prefixes(a)).sum()
+        + m.sigmoid_contrastive_loss(a, b, t, 0.3 - 2 * t, "none", dims=prefixes(a)).mean()
     ),
     "sup_con": lambda m, a, b, t: m.sup_con_loss(a + b, LABELS[: len(a)], t),
     "other class": lambda m, a, b, t: m.sup_con_loss(

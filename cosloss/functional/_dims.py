@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from cosloss.arguments import check_count, check_each, check_number
+from cosloss.arguments import check_count, check_each, check_number, described
 
 Dims = Sequence[int] | None
 DimWeights = Sequence[float] | None
@@ -14,7 +14,7 @@ def check_dims(dims: Dims, dim_weights: DimWeights, z: Tensor | None = None) -> 
     """Raise unless dims are several numbers of columns, at most z's, with a weight each."""
     if dims is None:
         if dim_weights is not None:
-            raise ValueError("dim_weights are those of dims, which are missing")
+            raise ValueError(f"dim_weights are those of dims; got {described(dim_weights)} alone")
         return
     check_each("dims", dims, int, "whole numbers")
     for dim in dims:

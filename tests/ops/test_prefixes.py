@@ -150,7 +150,7 @@ def test_a_module_shows_its_prefixes_and_its_twin_has_them():
         ({"dims": (2, 0)}, ValueError, "each of dims must be at least 1; got 0"),
         ({"dims": ()}, ValueError, "dims must hold different numbers, at least one; got []"),
         ({"dims": (2, 3, 2)}, ValueError, "different numbers, at least one; got [2, 3, 2]"),
-        ({"dim_weights": (1.0,)}, ValueError, "dim_weights are those of dims, which are missing"),
+        ({"dim_weights": (1.0,)}, ValueError, "dim_weights are those of dims; got"),
         ({"dims": (2, 3), "dim_weights": (1.0,)}, ValueError, "for each of dims, 2; got 1"),
         ({"dims": (2,), "dim_weights": ("1",)}, TypeError, "dim_weights must hold numbers; got"),
         ({"dims": (2,), "dim_weights": (float("nan"),)}, ValueError, "must be finite"),
