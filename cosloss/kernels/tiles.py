@@ -14,6 +14,7 @@ Tile = tuple[slice, slice]
 
 LARGEST_SIDE = 1024  # two tiles of this size fit a CPU's last-level cache
 BAND = 1 << 22  # elements of a band of tiles, which fits there too
+BLOCK = 64  # rows that the compiled kernels take at once, at least
 KEPT_BYTES = 256 * 2**20  # a larger logit matrix is computed again for its gradients
 
 
@@ -30,6 +31,7 @@ def bands(rows: int, columns: int, device: torch.device, depth: int = 1) -> list
     """
     side = _largest_side(device)
     height = min(max(BAND // (depth * columns), side // 4), side)
+    height = _divided(rows, height)
     blocks = (slice(start, min(start + height, rows)) for start in range(0, rows, height))
     return [list(_rectangle(i, slice(0, columns), height, side)) for i in blocks]
 
@@ -66,6 +68,12 @@ def _rectangle(rows: slice, columns: slice, height: int, width: int) -> Iterator
     for i in range(rows.start, rows.stop, height):
         for j in range(columns.start, columns.stop, width):
             yield slice(i, min(i + height, rows.stop)), slice(j, min(j + width, columns.stop))
+
+
+def _divided(rows: int, height: int) -> int:
+    """The height of as many bands of alike height, of whole blocks where there are several."""
+    count = -(-rows // height)
+    return height if count == 1 else -(-rows // (count * BLOCK)) * BLOCK
 
 
 def _largest_side(device: torch.device) -> int:
