@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from cosloss.arguments import check_count, check_each, check_number, described
+from cosloss.arguments import check_count, check_each, check_number
 
 Dims = Sequence[int] | None
 DimWeights = Sequence[float] | None
@@ -12,9 +12,13 @@ DimWeights = Sequence[float] | None
 
 def check_dims(dims: Dims, dim_weights: DimWeights, z: Tensor | None = None) -> None:
     """Raise unless dims are several numbers of columns, at most z's, with a weight each."""
+    if dim_weights is not None:
+        check_each("dim_weights", dim_weights, (int, float), "numbers")
+        for weight in dim_weights:
+            check_number("each of dim_weights", weight)
     if dims is None:
         if dim_weights is not None:
-            raise ValueError(f"dim_weights are those of dims; got {described(dim_weights)} alone")
+            raise ValueError(f"dim_weights are those of dims; got {[*dim_weights]} alone")
         return
     check_each("dims", dims, int, "whole numbers")
     for dim in dims:
@@ -25,12 +29,7 @@ def check_dims(dims: Dims, dim_weights: DimWeights, z: Tensor | None = None) -> 
         raise ValueError(
             f"dims must be at most the embeddings' {z.shape[-1]} columns; got {max(dims)}"
         )
-    if dim_weights is None:
-        return
-    check_each("dim_weights", dim_weights, (int, float), "numbers")
-    for weight in dim_weights:
-        check_number("each of dim_weights", weight)
-    if len(dim_weights) != len(dims):
+    if dim_weights is not None and len(dim_weights) != len(dims):
         raise ValueError(
             f"dim_weights must hold a number for each of dims, {len(dims)}; got {len(dim_weights)}"
         )

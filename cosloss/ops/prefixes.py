@@ -52,8 +52,20 @@ def in_prefixes(
     peers: Peers | None = None,
 ) -> Tensor:
     """sum_k w_k of `in_batch` over the prefixes of the rows that end there, in increasing order."""
+
+    def in_turn(ends: tuple[int, ...], end_weights: tuple[float, ...]) -> Tensor:
+        parts = [
+            in_batch(prefix_of(rows, end), temperature, bias, weights, problem, peers) * weight
+            for end, weight in zip(ends, end_weights, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
     given: list[Any] = [temperature, bias, *rows]
     tensors = [x for x in (*given, weights) if isinstance(x, Tensor)]
+    if ends[0] == 1 and len(ends) > 1:
+        # a sign has no gradient, and from sums with others' rounding would be left
+        rest = ends[1:], end_weights[1:], temperature, bias, weights, problem, peers
+        return in_turn(ends[:1], end_weights[:1]) + in_prefixes(rows, *rest)
     shares = (
         len(ends) > 1
         and peers is None
@@ -63,11 +75,7 @@ def in_prefixes(
         and not _vanish(rows, ends)
     )
     if not shares:
-        parts = [
-            in_batch(prefix_of(rows, end), temperature, bias, weights, problem, peers) * weight
-            for end, weight in zip(ends, end_weights, strict=True)
-        ]
-        return torch.stack(parts).sum(0)
+        return in_turn(ends, end_weights)
     if not torch.is_grad_enabled():
         given = [x.detach() if isinstance(x, Tensor) else x for x in given]
     return InPrefixes.apply(ends, end_weights, weights, problem, *given)

@@ -108,6 +108,16 @@ def test_a_prefix_that_is_nothing_beside_the_rest_has_its_gradient(kernels, gone
         assert ((ours - twin).abs() <= 10 * rounding * scale).all()
 
 
+def test_a_prefix_of_one_column_has_no_gradient_and_leaves_no_rounding(kernels):
+    dtype, _ = kernels
+    z1, z2, temperature = inputs(11, 6, torch.float64)
+    z1[:, 0] *= 1e-6  # whose rounding would be large
+    given = [x.to(dtype).requires_grad_() for x in (z1, z2, temperature)]
+    found = gradients(LOSSES["nt_xent"], functional, given, dims=(1, 6))
+    alone = gradients(LOSSES["nt_xent"], functional, given)
+    torch.testing.assert_close(found[1:3], alone[1:3], rtol=0, atol=0)
+
+
 def test_columns_beyond_the_longest_prefix_have_no_gradient(kernels):
     dtype, _ = kernels
     z1, z2, temperature = leaves(7, 9, dtype)
