@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 DIMENSIONS = 3
-BLOCK = 4096  # elements of a program's block of each tensor: 16 for each of its threads
+BLOCK = 2048  # elements of a program's block of each tensor, at least a row: 8 for each thread
 LARGEST_WIDTH = 4096
 WARPS = 8
 
@@ -36,7 +36,7 @@ def launch_rows(
             launch_rows(kernel, parts[:-1], parts[-1], **constants)
         return
     width = min(triton.next_power_of_2(max(columns, 1)), LARGEST_WIDTH)
-    height = min(BLOCK // width, triton.next_power_of_2(rows))
+    height = min(max(BLOCK // width, 1), triton.next_power_of_2(rows))
     with torch.cuda.device_of(vector):
         kernel[(triton.cdiv(rows, height),)](
             *tensors,
