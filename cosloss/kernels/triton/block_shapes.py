@@ -22,6 +22,8 @@ class Shape(NamedTuple):
     kib: the shared memory that it takes at most, 1,024 bytes each, at the widest D of its row, by
         whichever Triton takes most.
     whole: whether the rows are held whole, or read in parts for every tile.
+    lse: whether it is for a logsumexp too, whose exponentials of each row and column take more
+        registers.
     """
 
     block: tuple[int, ...]
@@ -29,6 +31,7 @@ class Shape(NamedTuple):
     stages: int
     kib: int
     whole: bool = True
+    lse: bool = True
 
 
 # by the card's cores, an element's bytes, and the largest D; small batches take the first that fits
@@ -37,10 +40,10 @@ FORWARD: Table = {
     "mma": {
         2: {
             128: (Shape((64,), 4, 2, 34), Shape((128,), 8, 2, 66)),
-            256: (Shape((64,), 4, 2, 66), Shape((128,), 8, 2, 130)),
+            256: (Shape((64,), 4, 2, 66), Shape((64,), 8, 2, 66)),
             inf: (Shape((64,), 4, 3, 33, False), Shape((128,), 8, 3, 65, False)),
         },
-        4: {inf: (Shape((64,), 4, 2, 33, False), Shape((64,), 8, 2, 33, False))},
+        4: {inf: (Shape((64,), 8, 2, 33, False),)},
     },
     "wgmma": {
         2: {
@@ -49,7 +52,7 @@ FORWARD: Table = {
         },
         4: {
             64: (Shape((64,), 4, 2, 80), Shape((64,), 8, 2, 80)),
-            128: (Shape((64,), 8, 2, 160), Shape((64,), 4, 2, 41, False)),
+            128: (Shape((64,), 4, 2, 41, False), Shape((64,), 8, 2, 41, False)),
             inf: (Shape((64,), 4, 3, 57, False), Shape((64,), 8, 3, 57, False)),
         },
     },
@@ -70,9 +73,9 @@ BACKWARD: Table = {
     "mma": {
         2: {
             128: (Shape((64, 64), 4, 3, 61), Shape((128, 32), 8, 3, 65)),
-            256: (Shape((64, 32), 8, 3, 71), Shape((64, 64), 8, 2, 75)),
+            256: (Shape((64, 32), 8, 3, 71), Shape((64, 64), 8, 2, 96)),
             512: (
-                Shape((32, 32), 4, 2, 68),
+                Shape((32, 32), 4, 2, 96),
                 Shape((64, 32), 8, 3, 57, False),
                 Shape((64, 32), 8, 3, 135),
             ),
@@ -80,16 +83,20 @@ BACKWARD: Table = {
         },
         4: {
             64: (Shape((32, 32), 4, 2, 26), Shape((64, 32), 8, 2, 42)),
-            128: (Shape((64, 32), 4, 2, 25, False), Shape((64, 32), 8, 2, 25, False)),
             inf: (Shape((64, 32), 8, 2, 33, False),),
         },
     },
     "wgmma": {
         2: {
+            64: (
+                Shape((64, 64), 4, 3, 37),
+                Shape((64, 128), 4, 2, 45, lse=False),
+                Shape((128, 128), 8, 2, 53),
+            ),
             128: (
                 Shape((64, 64), 4, 3, 69),
                 Shape((64, 128), 4, 2, 85),
-                Shape((128, 128), 8, 2, 101),
+                Shape((128, 128), 8, 2, 101, lse=False),
             ),
             256: (Shape((64, 64), 4, 2, 99), Shape((64, 64), 8, 2, 107)),
             inf: (Shape((64, 64), 8, 2, 128, False), Shape((64, 32), 8, 3, 128, False)),
@@ -97,7 +104,7 @@ BACKWARD: Table = {
         4: {
             64: (Shape((64, 32), 4, 2, 58), Shape((128, 32), 8, 2, 90)),
             128: (Shape((64, 32), 4, 2, 33, False), Shape((128, 32), 8, 2, 65, False)),
-            inf: (Shape((64, 16), 8, 2, 64, False),),
+            inf: (Shape((64, 16), 8, 2, 64, False, lse=False), Shape((64, 16), 8, 1, 64, False)),
         },
     },
     "tcgen05": {
@@ -137,8 +144,8 @@ def forward_configs(d: int, size: int, card: Card) -> tuple[Config, ...]:
 
 
 @cache
-def backward_configs(d: int, size: int, card: Card) -> tuple[Config, ...]:
-    """The configurations of `in_batch_bwd_kernel`, likewise."""
+def backward_configs(d: int, size: int, card: Card, kind: str) -> tuple[Config, ...]:
+    """The configurations of `in_batch_bwd_kernel` for a criterion's kind, likewise."""
     width = gradient_width(d, size)
     return tuple(
         _config(
@@ -149,12 +156,18 @@ def backward_configs(d: int, size: int, card: Card) -> tuple[Config, ...]:
             BLOCK_K=PART[size],
         )
         for shape in fitting(BACKWARD, d, size, card)
+        if shape.lse or kind != "logsumexp"
     )
 
 
 def gradient_width(d: int, size: int) -> int:
     """The columns of the gradient that a program adds up."""
     return min(_power_of_2(d), WIDEST_GRADIENT[size])
+
+
+def even(d: int, size: int) -> bool:
+    """Whether d columns fill every block in which they are read, whichever shape that is."""
+    return d == _power_of_2(d) and d >= PART[size] and d % gradient_width(d, size) == 0
 
 
 def fitting(table: Table, d: int, size: int, card: Card) -> list[Shape]:

@@ -76,6 +76,7 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) 
         COLUMN_LOSSES=column_losses,
         DIAGONALS=len(mask.diagonals),
         PRECISION=precision(rows.dtype),
+        EVEN=block_shapes.even(d, rows.element_size()),
     )
     out = r.new_empty(n + m if column_losses and c is not None else n, dtype=torch.float64)
     _add_up(row_sums, out[:n], criterion)
@@ -138,7 +139,7 @@ def _gradient(
     d_logit_sums = grad.new_empty(splits, n) if sums else None
     launch_fastest(
         in_batch_bwd_kernel,
-        block_shapes.backward_configs(d, size, card_of(grad)),
+        block_shapes.backward_configs(d, size, card_of(grad), problem.criterion.kind),
         lambda chosen: (triton.cdiv(n, chosen["BLOCK_M"]), parts, splits),
         like=grad,
         key=("KIND",),
@@ -164,6 +165,7 @@ def _gradient(
         KIND=problem.criterion.kind,
         DIAGONALS=len(mask.diagonals),
         PRECISION=precision(own.vectors.dtype),
+        EVEN=block_shapes.even(d, size),
     )
     return grad[0] if splits == 1 else grad.sum(0), d_logit_sums
 

@@ -12,7 +12,15 @@ done in parts, each of which computes the logits; of a small batch the columns a
 import triton
 import triton.language as tl
 
-from cosloss.kernels.triton.tile import load_rows, products, same_ids, slope, with_mask
+from cosloss.kernels.triton.tile import (
+    exponential,
+    load_rows,
+    products,
+    same_ids,
+    slope,
+    with_mask,
+)
+from cosloss.kernels.triton.walk import masked_tile, masked_tiles, plain_tile, spans_of
 
 
 @triton.jit
@@ -39,6 +47,7 @@ def in_batch_bwd_kernel(
     KIND: tl.constexpr,
     DIAGONALS: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -53,49 +62,100 @@ def in_batch_bwd_kernel(
     first = tl.program_id(2) * share
     last = tl.minimum(first + share, column_blocks)
 
+    own = row
     if WHOLE:
-        own = load_rows(r, row, rows, 0, D, BLOCK_D)
+        own = load_rows(r, row, rows, 0, D, BLOCK_D, False, EVEN)
+    d_row = None
+    shift = None
     if d_rows is not None:
         d_row = tl.load(d_rows + row, mask=inside, other=0)
         if KIND == "logsumexp":
             shift = tl.load(row_shift + row, mask=inside, other=0)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     d_logit_sum = tl.zeros((BLOCK_M,), tl.float32)
-    for t in range(first, last):
-        column = t * BLOCK_N + tl.arange(0, BLOCK_N)
-        other = load_rows(c, column, columns, part, D, BLOCK_D)
-        if WHOLE:
-            x = tl.dot(own, tl.trans(other), input_precision=PRECISION)
-        else:
-            x = products(r, c, row, column, rows, columns, D, BLOCK_K, PRECISION)
-        if bias is not None:
-            x += tl.load(bias)
-        x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS)
-        if d_columns is not None:
-            d_column = tl.load(d_columns + column, mask=column < columns, other=0)
-        if KIND == "logsumexp":
-            d_logits = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            if d_rows is not None:
-                d_logits += d_row[:, None] * tl.exp(x - shift[:, None])
-            if d_columns is not None:
-                other_shift = tl.load(column_shift + column, mask=column < columns, other=0)
-                d_logits += d_column[None, :] * tl.exp(x - other_shift[None, :])
-        else:
-            d_logits = slope(x, margin, KIND)
-            if d_rows is None:
-                d_logits *= d_column[None, :]
-            elif d_columns is None:
-                d_logits *= d_row[:, None]
-            else:
-                d_logits *= d_row[:, None] + d_column[None, :]
-        if d_pos is not None:
-            positive = same_ids(classes, row, column, rows, columns) & (x != float("-inf"))
-            of_row = tl.load(d_pos[0] + row, mask=inside, other=0)
-            of_column = tl.load(d_pos[1] + column, mask=column < columns, other=0)
-            d_logits += tl.where(positive, of_row[:, None] + of_column[None, :], 0.0)
-        if d_logit_sums is not None:
-            d_logit_sum += tl.sum(d_logits, 1)
-        acc = tl.dot(d_logits.to(other.dtype), other, acc, input_precision=PRECISION)
+    # rows that do not fill their block need no mask: nothing of theirs is written
+    spans = spans_of(
+        tl.program_id(0) * BLOCK_M,
+        first,
+        last,
+        columns,
+        diagonals,
+        BLOCK_M,
+        BLOCK_N,
+        DIAGONALS,
+        False,
+    )
+    masked = masked_tiles(spans)
+    for p in range(last - first - masked):
+        acc, d_logit_sum = _add_tile(
+            acc,
+            d_logit_sum,
+            r,
+            c,
+            own,
+            bias,
+            d_row,
+            d_columns,
+            shift,
+            column_shift,
+            ids,
+            limits,
+            diagonals,
+            classes,
+            d_pos,
+            row,
+            plain_tile(p, first, spans),
+            part,
+            rows,
+            columns,
+            D,
+            margin,
+            d_logit_sums is not None,
+            KIND,
+            DIAGONALS,
+            PRECISION,
+            WHOLE,
+            EVEN,
+            BLOCK_D,
+            BLOCK_K,
+            BLOCK_N,
+            True,
+        )
+    for q in tl.range(0, masked, num_stages=1):
+        acc, d_logit_sum = _add_tile(
+            acc,
+            d_logit_sum,
+            r,
+            c,
+            own,
+            bias,
+            d_row,
+            d_columns,
+            shift,
+            column_shift,
+            ids,
+            limits,
+            diagonals,
+            classes,
+            d_pos,
+            row,
+            masked_tile(q, spans),
+            part,
+            rows,
+            columns,
+            D,
+            margin,
+            d_logit_sums is not None,
+            KIND,
+            DIAGONALS,
+            PRECISION,
+            WHOLE,
+            EVEN,
+            BLOCK_D,
+            BLOCK_K,
+            BLOCK_N,
+            False,
+        )
 
     scale = 1.0
     if grad_scale is not None:
@@ -106,3 +166,88 @@ def in_batch_bwd_kernel(
     place = part + tl.arange(0, BLOCK_D)
     pointers = grad + (split + row.to(tl.int64))[:, None] * D + place[None, :]
     tl.store(pointers, acc * scale, mask=inside[:, None] & (place < D)[None, :])
+
+
+@triton.jit
+def _add_tile(
+    acc,
+    d_logit_sum,
+    r,
+    c,
+    own,
+    bias,
+    d_row,
+    d_columns,
+    shift,
+    column_shift,
+    ids,
+    limits,
+    diagonals,
+    classes,
+    d_pos,
+    row,
+    t,
+    part,
+    rows,
+    columns,
+    D,
+    margin,
+    SUMS: tl.constexpr,
+    KIND: tl.constexpr,
+    DIAGONALS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
+    """The rows' gradient, and the sums of their d_logits, with those of tile t.
+
+    own: the rows, if they are held whole. INSIDE: see `with_mask`.
+    """
+    column = t * BLOCK_N + tl.arange(0, BLOCK_N)
+    other = load_rows(c, column, columns, part, D, BLOCK_D, INSIDE, EVEN)
+    if WHOLE:
+        x = tl.dot(own, tl.trans(other), input_precision=PRECISION)
+    else:
+        x = products(r, c, row, column, rows, columns, D, BLOCK_K, PRECISION, False, INSIDE, EVEN)
+    if bias is not None:
+        x += tl.load(bias)
+    x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS, INSIDE)
+    if d_columns is not None:
+        d_column = _of_columns(d_columns, column, columns, INSIDE)
+    if KIND == "logsumexp":
+        d_logits = tl.zeros(x.shape, tl.float32)
+        if d_row is not None:
+            d_logits += d_row[:, None] * exponential(x - shift[:, None])
+        if d_columns is not None:
+            other_shift = _of_columns(column_shift, column, columns, INSIDE)
+            d_logits += d_column[None, :] * exponential(x - other_shift[None, :])
+    else:
+        d_logits = slope(x, margin, KIND)
+        if d_row is None:
+            d_logits *= d_column[None, :]
+        elif d_columns is None:
+            d_logits *= d_row[:, None]
+        else:
+            d_logits *= d_row[:, None] + d_column[None, :]
+    if d_pos is not None:
+        positive = same_ids(classes, row, column, rows, columns) & (x != float("-inf"))
+        of_row = tl.load(d_pos[0] + row, mask=row < rows, other=0)
+        of_column = _of_columns(d_pos[1], column, columns, INSIDE)
+        d_logits += tl.where(positive, of_row[:, None] + of_column[None, :], 0.0)
+    if SUMS:
+        d_logit_sum += tl.sum(d_logits, 1)
+    acc = tl.dot(d_logits.to(other.dtype), other, acc, input_precision=PRECISION)
+    return acc, d_logit_sum
+
+
+@triton.jit
+def _of_columns(numbers, column, columns, INSIDE: tl.constexpr):
+    if INSIDE:
+        result = tl.load(numbers + column)
+    else:
+        result = tl.load(numbers + column, mask=column < columns, other=0)
+    return result

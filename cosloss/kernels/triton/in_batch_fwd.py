@@ -13,7 +13,15 @@ are walked: no program's chunk of columns comes before its chunk of rows.
 import triton
 import triton.language as tl
 
-from cosloss.kernels.triton.tile import EMPTY, load_rows, products, value, with_mask
+from cosloss.kernels.triton.tile import (
+    EMPTY,
+    exponential,
+    load_rows,
+    products,
+    value,
+    with_mask,
+)
+from cosloss.kernels.triton.walk import masked_tile, masked_tiles, plain_tile, spans_of
 
 
 @triton.jit
@@ -35,6 +43,7 @@ def in_batch_fwd_kernel(
     COLUMN_LOSSES: tl.constexpr,
     DIAGONALS: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -63,41 +72,181 @@ def in_batch_fwd_kernel(
         begin = first_j
         if SYMMETRIC:
             begin = tl.maximum(first_j, i)
-        total = tl.zeros((BLOCK,), tl.float32)
+        if KIND == "logsumexp":
+            total = tl.zeros((BLOCK,), tl.float32)
+        else:
+            total = tl.zeros((BLOCK, BLOCK), tl.float32)
         highest = tl.full((BLOCK,), EMPTY, tl.float32)
+        a = row
         if WHOLE:
-            a = load_rows(r, row, rows, 0, D, BLOCK_D)
-        for j in range(begin, last_j):
-            column = j * BLOCK + tl.arange(0, BLOCK)
-            if WHOLE:
-                b = load_rows(c, column, columns, 0, D, BLOCK_D)
-                x = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-            else:
-                x = products(r, c, row, column, rows, columns, D, BLOCK_D, PRECISION)
-            if bias is not None:
-                x += tl.load(bias)
-            x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS)
-            if KIND == "logsumexp":
-                now = tl.maximum(highest, tl.max(x, 1))
-                total = total * tl.exp(highest - now) + tl.sum(tl.exp(x - now[:, None]), 1)
-                highest = now
-                if COLUMN_LOSSES:
-                    peak = tl.maximum(tl.max(x, 0), EMPTY)
-                    mass = tl.sum(tl.exp(x - peak[None, :]), 0)
-            else:
-                summand = value(x, margin, KIND)
-                total += tl.sum(summand, 1)
-                if COLUMN_LOSSES:
-                    mass, peak = tl.sum(summand, 0), 0.0
+            a = load_rows(r, row, rows, 0, D, BLOCK_D, False, EVEN)
+        spans = spans_of(
+            i * BLOCK, begin, last_j, columns, diagonals, BLOCK, BLOCK, DIAGONALS, SYMMETRIC
+        )
+        plain = last_j - begin - masked_tiles(spans)
+        # rows that do not fill their block would count in the columns' sums
+        unfilled = (i + 1) * BLOCK > rows
+        if COLUMN_LOSSES:
+            plain = tl.where(unfilled, 0, plain)
+        for p in range(plain):
+            total, highest = _add_tile(
+                total,
+                highest,
+                r,
+                c,
+                a,
+                bias,
+                column_sums,
+                column_place,
+                ids,
+                limits,
+                diagonals,
+                i,
+                plain_tile(p, begin, spans),
+                rows,
+                columns,
+                D,
+                margin,
+                KIND,
+                SYMMETRIC,
+                COLUMN_LOSSES,
+                DIAGONALS,
+                PRECISION,
+                WHOLE,
+                EVEN,
+                BLOCK_D,
+                BLOCK,
+                True,
+            )
+        for q in tl.range(0, last_j - begin - plain, num_stages=1):
+            j = masked_tile(q, spans)
             if COLUMN_LOSSES:
-                counted = column < columns
-                if SYMMETRIC:
-                    # a tile on the diagonal has every pair twice, and counts in its rows
-                    counted &= column >= (i + 1) * BLOCK
-                _add(column_sums, column_place + column, counted, mass, peak, KIND)
+                j = tl.where(unfilled, begin + q, j)
+            total, highest = _add_tile(
+                total,
+                highest,
+                r,
+                c,
+                a,
+                bias,
+                column_sums,
+                column_place,
+                ids,
+                limits,
+                diagonals,
+                i,
+                j,
+                rows,
+                columns,
+                D,
+                margin,
+                KIND,
+                SYMMETRIC,
+                COLUMN_LOSSES,
+                DIAGONALS,
+                PRECISION,
+                WHOLE,
+                EVEN,
+                BLOCK_D,
+                BLOCK,
+                False,
+            )
+        if KIND != "logsumexp":
+            total = tl.sum(total, 0 if COLUMN_LOSSES else 1)
         tl.debug_barrier()
         _add(row_sums, row_place + row, row < rows, total, highest, KIND)
         tl.debug_barrier()
+
+
+@triton.jit
+def _add_tile(
+    total,
+    highest,
+    r,
+    c,
+    a,
+    bias,
+    column_sums,
+    column_place,
+    ids,
+    limits,
+    diagonals,
+    i,
+    j,
+    rows,
+    columns,
+    D,
+    margin,
+    KIND: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    COLUMN_LOSSES: tl.constexpr,
+    DIAGONALS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
+    """The rows' sums, and largest logits, with those of tile (i, j); it adds to the columns' too.
+
+    total: of an lse the rows' sums so far; else sums of each place of a tile, added up at the end.
+    a: the rows, if they are held whole. INSIDE: see `with_mask`.
+    """
+    # sums along a tile's rows are a few shuffles, and along its columns they go through memory: a
+    # tile that adds up its columns is transposed
+    TRANSPOSED: tl.constexpr = COLUMN_LOSSES and KIND != "logsumexp"
+    row, column = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK)
+    if WHOLE:
+        b = load_rows(c, column, columns, 0, D, BLOCK_D, INSIDE, EVEN)
+        if TRANSPOSED:
+            x = tl.dot(b, tl.trans(a), input_precision=PRECISION)
+        else:
+            x = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    elif TRANSPOSED:
+        x = products(c, r, column, row, columns, rows, D, BLOCK_D, PRECISION, INSIDE, False, EVEN)
+    else:
+        x = products(r, c, row, column, rows, columns, D, BLOCK_D, PRECISION, False, INSIDE, EVEN)
+    if bias is not None:
+        x += tl.load(bias)
+    if TRANSPOSED:
+        x = with_mask(
+            x,
+            column,
+            row,
+            columns,
+            rows,
+            (ids[1], ids[0], ids[3], ids[2]),
+            (limits[1], limits[0]),
+            (-diagonals[0], -diagonals[1], -diagonals[2]),
+            DIAGONALS,
+            INSIDE,
+        )
+    else:
+        x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS, INSIDE)
+    if KIND == "logsumexp":
+        now = tl.maximum(highest, tl.max(x, 1))
+        mass_of_rows = tl.sum(exponential(x - now[:, None]), 1)
+        total = total * exponential(highest - now) + mass_of_rows
+        highest = now
+        if COLUMN_LOSSES:
+            peak = tl.maximum(tl.max(x, 0), EMPTY)
+            mass = tl.sum(exponential(x - peak[None, :]), 0)
+    else:
+        summand = value(x, margin, KIND)
+        total += summand
+        if COLUMN_LOSSES:
+            mass, peak = tl.sum(summand, 1), 0.0
+    if COLUMN_LOSSES:
+        if INSIDE:
+            _add(column_sums, column_place + column, None, mass, peak, KIND)
+        else:
+            counted = column < columns
+            if SYMMETRIC:
+                # a tile on the diagonal has every pair twice, and counts in its rows
+                counted &= column >= (i + 1) * BLOCK
+            _add(column_sums, column_place + column, counted, mass, peak, KIND)
+    return total, highest
 
 
 @triton.jit
@@ -144,14 +293,22 @@ def _clear(sums, start, place, count, KIND: tl.constexpr):
 
 @triton.jit
 def _add(sums, place, mask, mass, peak, KIND: tl.constexpr):
-    """Add to the program's partial sums; a logsumexp's come as mass * exp(peak)."""
-    before = tl.load(sums[0] + place, mask=mask, other=0)
+    """Add to the program's partial sums; a logsumexp's come as mass * exp(peak).
+
+    mask: which of them, or None for all.
+    """
+    before = _load(sums[0] + place, mask, 0.0)
     if KIND == "logsumexp":
-        highest = tl.load(sums[1] + place, mask=mask, other=EMPTY)
+        highest = _load(sums[1] + place, mask, EMPTY)
         now = tl.maximum(highest, peak)
         tl.store(sums[1] + place, now, mask=mask)
-        before, mass = before * tl.exp(highest - now), mass * tl.exp(peak - now)
+        before, mass = before * exponential(highest - now), mass * exponential(peak - now)
     tl.store(sums[0] + place, before + mass, mask=mask)
+
+
+@triton.jit
+def _load(pointers, mask, other):
+    return tl.load(pointers) if mask is None else tl.load(pointers, mask=mask, other=other)
 
 
 @triton.jit

@@ -1,15 +1,17 @@
 """Compile every kernel for every kind of card, none of which need be there, and judge the code.
 
 One line per kernel and block shape: seconds of compilation, shared memory, registers, the local
-memory that registers spill to, and what multiplies. The exit status is 1 where a kernel spills,
-takes more shared memory than its card has or `block_shapes` says, has Hopper's products wait for
-one another, or is in no configuration that fits. With `--quick`, a few dtypes and widths only.
+memory that registers spill to, what multiplies, and the instructions of a thread for a tile of its
+main loop. The exit status is 1 where a kernel spills, takes more shared memory than its card has or
+`block_shapes` says, has Hopper's products wait for one another, masks tiles that have no mask, or
+is in no configuration that fits. With `--quick`, a few dtypes and widths only.
 
     TRITON_INTERPRET=0 python -m tests.kernels.triton.compiled [--quick | --cards 80 90 ...]
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from multiprocessing import Pool
 
 import torch
@@ -107,7 +109,13 @@ def judged(launch: Launch, capability: int, dtype: torch.dtype, columns: int) ->
     """A line on what a kernel takes on such a card; whether it is allowed."""
     registers, spilled = launch.usage()
     limit = _said(launch, capability, dtype, columns)
+    loop = launch.main_loop() if launch.name.startswith("in_batch") else None
+    logits = _logits(launch)
     faults = {
+        # ids are compared in every tile, and so are a hinge's and softplus's logits
+        "masks the tiles without a mask": loop is not None
+        and launch.constants["KIND"] == "exp"
+        and loop.selects > logits / 2,
         f"spills more than {SPILL_LIMIT} B": spilled > SPILL_LIMIT,
         f"takes more than {limit / 1024:.0f} KiB": launch.shared > limit,
         "wgmmas wait for one another": launch.serialised(),
@@ -116,9 +124,17 @@ def judged(launch: Launch, capability: int, dtype: torch.dtype, columns: int) ->
     line = (
         f"  {CARDS[capability].name:<6} {launch.name:<28} {launch.seconds:5.1f} s "
         f"{launch.shared / 1024:6.1f} KiB "
-        f"{registers:4} registers {spilled:4} B spilled  {launch.cores:<8} {launch.shape()}  {said}"
+        f"{registers:4} registers {spilled:4} B spilled  {launch.cores:<8} {launch.shape()}  "
+        f"{f'{loop.instructions} instructions for {logits} logits' if loop else ''}  {said}"
     )
     return line.rstrip(), not said
+
+
+def _logits(launch: Launch) -> int:
+    """The logits of a tile that each thread has."""
+    constants = launch.constants
+    block = [constants[x] for x in ("BLOCK", "BLOCK", "BLOCK_M", "BLOCK_N") if x in constants]
+    return prod(block) // (32 * launch.kernel.metadata.num_warps)
 
 
 def _said(launch: Launch, capability: int, dtype: torch.dtype, columns: int) -> int:

@@ -34,7 +34,16 @@ CARDS = {
     120: Card("sm_120", "mma", 99 * 1024, 170),
 }
 SHAPE = ("BLOCK", "BLOCK_M", "BLOCK_N", "BLOCK_D", "ROWS", "COLUMNS", "WHOLE")
+PRODUCT = re.compile("HGMMA|HMMA|UTC.*MMA")
+SELECT = re.compile("FSEL|FSETP|SEL|ISETP")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+class Loop(NamedTuple):
+    """A loop in machine code: its instructions, and how many of them compare or select."""
+
+    instructions: int
+    selects: int
 
 
 class Launch(NamedTuple):
@@ -69,6 +78,32 @@ class Launch(NamedTuple):
         """Whether ptxas has wgmmas wait for one another: C7510, a wait after each of them."""
         listing = self._listing("nvdisasm", "-c") if self.cores == "wgmma" else ""
         return 0 < listing.count("HGMMA") <= listing.count("WARPGROUP.DEPBAR")
+
+    def main_loop(self) -> Loop | None:
+        """The shortest of the innermost loops with matrix products; None without products."""
+        code, labels, jumps = [], {}, []
+        for line in self._listing("nvdisasm", "-c").splitlines():
+            if label := re.match(r"\s*(\.L_\w+):", line):
+                labels[label[1]] = len(code)
+            elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)", line):
+                code.append(instruction[1])
+                target = re.search(r"`\((\.L_\w+)\)", line)
+                if instruction[1].startswith("BRA") and target and target[1] in labels:
+                    jumps.append((labels[target[1]], len(code)))
+
+        def products(begin: int, end: int) -> bool:
+            return any(PRODUCT.match(x) for x in code[begin:end])
+
+        loops = [loop for loop in jumps if products(*loop)]
+        inner = [
+            (begin, end)
+            for begin, end in loops
+            if not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in loops)
+        ]
+        found = (code[begin:end] for begin, end in inner)
+        return min(
+            (Loop(len(x), sum(map(bool, map(SELECT.match, x)))) for x in found), default=None
+        )
 
     def shape(self) -> str:
         """The block's shape, warps and stages."""

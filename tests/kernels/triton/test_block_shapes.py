@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cosloss.criteria import KINDS
 from cosloss.kernels.triton import block_shapes, card
 from tests.kernels.triton.compiling import CARDS
 
@@ -18,11 +19,12 @@ def test_some_configuration_fits(each, size):
         for config in block_shapes.forward_configs(d, size, each):
             constants = config.kwargs
             assert constants["BLOCK_D"] >= (d if constants["WHOLE"] else 16)
-        backward = block_shapes.backward_configs(d, size, each)
-        for config in backward:
-            assert config.kwargs["BLOCK_D"] >= (d if config.kwargs["WHOLE"] else 16)
         assert block_shapes.forward_configs(d, size, each)
-        assert backward
+        for kind in KINDS:
+            backward = block_shapes.backward_configs(d, size, each, kind)
+            assert backward
+            for config in backward:
+                assert config.kwargs["BLOCK_D"] >= (d if config.kwargs["WHOLE"] else 16)
         for table in (block_shapes.FORWARD, block_shapes.BACKWARD):
             for shape in block_shapes.fitting(table, d, size, each):
                 assert shape.kib * 1024 <= each.shared

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.kernels.triton.compiled import judged
-from tests.kernels.triton.compiling import Launch
+from tests.kernels.triton.compiling import Launch, Loop
 
 
 @pytest.mark.slow
@@ -33,22 +33,26 @@ def test_kernels_compile_and_fit_where_memory_and_registers_are_short():
             tensor_cores = [line for line in lines if card in line and kernel in line]
             assert len(tensor_cores) >= 2
             assert all(cores in line for line in tensor_cores)
+            assert all("instructions for" in line for line in tensor_cores)
 
 
 @pytest.mark.parametrize(
-    ("capability", "spilled", "kib", "serialised", "said"),
+    ("capability", "spilled", "kib", "serialised", "selects", "said"),
     [
-        (80, 128, 163, False, ""),
-        (80, 129, 163, False, "SPILLS MORE THAN 128 B"),
-        (86, 0, 100, False, "TAKES MORE THAN 99 KIB"),
-        (90, 0, 227, True, "WGMMAS WAIT FOR ONE ANOTHER"),
+        (80, 128, 163, False, 16, ""),
+        (80, 129, 163, False, 0, "SPILLS MORE THAN 128 B"),
+        (86, 0, 100, False, 0, "TAKES MORE THAN 99 KIB"),
+        (90, 0, 227, True, 0, "WGMMAS WAIT FOR ONE ANOTHER"),
+        (90, 0, 227, False, 17, "MASKS THE TILES WITHOUT A MASK"),
     ],
 )
-def test_what_is_refused(capability, spilled, kib, serialised, said, monkeypatch):
+def test_what_is_refused(capability, spilled, kib, serialised, selects, said, monkeypatch):
     monkeypatch.setattr(Launch, "usage", lambda launch: (255, spilled))
     monkeypatch.setattr(Launch, "serialised", lambda launch: serialised)
-    metadata = SimpleNamespace(name="a_kernel", shared=kib * 1024, num_warps=4, num_stages=2)
-    launch = Launch(SimpleNamespace(metadata=metadata, asm={"ptx": "wgmma"}), {}, 1.0)
+    monkeypatch.setattr(Launch, "main_loop", lambda launch: Loop(400, selects))
+    metadata = SimpleNamespace(name="in_batch_kernel", shared=kib * 1024, num_warps=4, num_stages=2)
+    constants = {"KIND": "exp", "BLOCK": 64}  # 32 logits of each thread
+    launch = Launch(SimpleNamespace(metadata=metadata, asm={"ptx": "wgmma"}), constants, 1.0)
     line, allowed = judged(launch, capability, torch.float32, 128)
     assert allowed == (not said)
     assert line.endswith(said)
