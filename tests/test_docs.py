@@ -55,6 +55,9 @@ NOT_RUN = {
     ".ci/run": "runs pytest",
     "pre-commit install": "changes the checkout",
     "python -m cosloss": "test_packaging.py runs it",
+    "python -m tests.kernels.triton.compiled_cache fill cache.tar.xz --card 90": "minutes: "
+    "test_compiled_cache.py",
+    "python -m tests.kernels.triton.compiled_cache unpack cache.tar.xz": "the same",
     "python -m zensical serve": "goes on until it is stopped; the site is built below",
 }
 

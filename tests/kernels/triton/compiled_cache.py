@@ -5,7 +5,7 @@ sizes of `benchmarks gpu`. The versions of Python, torch and Triton must be thos
 and the commit too: the cache's keys have Triton's files, and the kernels' source with its line
 numbers. Machine code alone is packed. `unpack` puts it into Triton's cache there.
 
-    TRITON_INTERPRET=0 python -m tests.kernels.triton.compiled_cache fill FILE [--card 90]
+    python -m tests.kernels.triton.compiled_cache fill FILE [--card 90]
         [--ops NAME ...] [--dtypes NAME ...] [--cache FOLDER]
     python -m tests.kernels.triton.compiled_cache unpack FILE [--cache FOLDER]
 """
