@@ -12,6 +12,7 @@ g w_i dl/dp_i / count_i more at those.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops import custom_ops, gathered
 from cosloss.ops.operands import Operands, Rows, input_grads, operands_of, positives_of, tile_needs
 from cosloss.problem import Problem
+
+KEPT_BYTES = 4 * 2**20  # of operands that the backward pass need not compute again
 
 
 def in_batch(
@@ -111,6 +114,8 @@ class InBatch(Function):
                 loss = loss if weights is None else (loss * weights).sum()
         learnt = temperature if isinstance(temperature, Tensor) else None
         ctx.temperature = None if learnt is not None else temperature
+        keeps = not ctx.grads_in_forward and any(needs) and operands.nbytes <= KEPT_BYTES
+        ctx.operands = operands if keeps else None
         ctx.kernels, ctx.dtype = kernels, dtype
         ctx.weights, ctx.problem, ctx.peers = weights, problem, peers
         ctx.save_for_backward(learnt, bias, *rows, *found)
@@ -206,7 +211,10 @@ def _tiled_grads(
     """The gradients on temperature, bias and rows, from tiles that are computed again."""
     kernels, problem, needs = ctx.kernels, ctx.problem, ctx.needs_input_grad[3:]
     with without_autocast(rows[0]):
-        operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, ctx.dtype)
+        if ctx.operands is not None:
+            operands = replace(ctx.operands)  # what is released of it is there another time
+        else:
+            operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, ctx.dtype)
         needed = tile_needs(rows, bias, problem, needs)
         if ctx.peers is not None:
             gradients, d_positive = gathered.backward(

@@ -60,6 +60,11 @@ class Operands:
         self.c = torch.cat([self.c, columns], 1)
         self.column_bias, self.appended = bias, len(parts)
 
+    @property
+    def nbytes(self) -> int:
+        """The memory of r and c, where they are views of one tensor counted for each."""
+        return self.r.nbytes + (0 if self.c is None else self.c.nbytes)
+
     def release(self) -> None:
         """Hand back the memory of r and c, which serves the gradients."""
         self.r, self.c = self.r.new_empty(0), None
@@ -150,7 +155,9 @@ def input_grads(
     d_pair = None
     if pair is not None:
         d_pair = -d_positive if problem.criterion.distance else d_positive
-        d_pair = pad(d_pair.to(pair.dtype), (0, pair.shape[0] - d_pair.shape[0]))
+        d_pair = d_pair.to(pair.dtype)
+        if d_pair.shape != pair.shape:
+            d_pair = pad(d_pair, (0, pair.shape[0] - d_pair.shape[0]))
     d_temperature = None
     if isinstance(temperature, Tensor) and needs_temperature:
         along = _inner(operands.r, grad_r)

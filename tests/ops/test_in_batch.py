@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from cosloss import functional, reference
+from cosloss import functional, ops, reference
 from cosloss.kernels import tiles
+from cosloss.kernels.eager import unit_rows
 from cosloss.testing.contrastive import OPS
 from tests.losses import LABELS, LOSSES, gradients, inputs, leaves
 
@@ -109,3 +110,20 @@ def test_the_table_has_every_loss():
         functional.sup_con_loss,
         functional.sigmoid_contrastive_loss,
     }
+
+
+@pytest.mark.parametrize("name", ["each", "key bias", "symmetric", "decoupled"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_small_operands_are_kept_for_the_backward_pass(name, kept, monkeypatch):
+    loss, tensors = LOSSES[name], leaves(7, 5)
+    _, expected = gradients(loss, functional, tensors)
+    if not kept:
+        monkeypatch.setattr(ops.in_batch, "KEPT_BYTES", 0)
+    calls, forward = [], unit_rows.forward
+    monkeypatch.setattr(unit_rows, "forward", lambda *a, **k: calls.append(a) or forward(*a, **k))
+    value = loss(functional, *tensors)
+    weight = torch.linspace(0.37, 1.4, value.numel(), dtype=value.dtype)
+    for repeated in (1, 2):  # nothing of it is gone after the first
+        found = torch.autograd.grad(value, tensors, weight, retain_graph=True)
+        assert all(map(torch.equal, found, expected))
+        assert len(calls) == (1 if kept else 1 + repeated)

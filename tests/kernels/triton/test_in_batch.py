@@ -5,7 +5,7 @@ import torch
 
 from cosloss import functional, reference
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.triton import card, in_batch, tile
+from cosloss.kernels.triton import card, in_batch, tile, tuning, unit_rows
 from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
@@ -202,3 +202,18 @@ def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
     matrix = Problem(CRITERIA["exp"], Mask((0,)), True)
     with pytest.raises(AssertionError):
         assert_gradients(r, None, None, matrix, (True, False, False))
+
+
+def test_a_step_of_a_small_batch_is_five_launches(monkeypatch):
+    launched = []
+
+    def noted(kernel, *arguments, **named):
+        launched.append(kernel.__name__)
+        return tile.launch(kernel, *arguments, **named)
+
+    for module in (in_batch, tuning, unit_rows):
+        monkeypatch.setattr(module, "launch", noted)
+    z1, z2 = (x.float().requires_grad_() for x in (vectors(9, 20), vectors(9, 20, seed=1)))
+    functional.nt_xent_loss(z1, z2, 0.5).backward()
+    forward = ["unit_rows_fwd_kernel", "in_batch_fwd_kernel", "in_batch_stats_kernel"]
+    assert launched == [*forward, "in_batch_bwd_kernel", "unit_rows_bwd_kernel"]
