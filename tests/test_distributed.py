@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.functional import pad
 
 from cosloss import functional
 from experiments.simclr.program.processes import leave_process_group
@@ -77,7 +78,22 @@ SOFTMAX = {
     "false negatives": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, None, True, hard_negatives=(a * b)[:, None], false_negative_margin=0.1, **k
     ),
+    "max_sim": lambda a, b, t, ids, **k: functional.max_sim_loss(
+        *texts(a, b, len(a) % 3), t, symmetric=True, ignore=ids, weight=ids + 0.5, **k
+    ),
+    "max_sim, every token": lambda a, b, t, ids, **k: functional.max_sim_loss(
+        *texts(a, b, 0)[:2], None, None, t, "sum", **k
+    ),
 }
+
+
+def texts(a, b, more):
+    """Queries of two tokens, documents and hard negatives of three; so many that do not count."""
+    query = torch.stack([a, a.roll(1, 1)], 1)
+    documents = torch.stack([torch.cat([x, y, x * y]) for x, y in ((a, b), (b, a), (a + b, b))], 1)
+    count = [torch.ones(len(x), x.shape[1]) for x in (query, documents)]
+    given = [pad(x, (0, 0, 0, more), value=7.0) for x in (query, documents)]
+    return *given, *(pad(x, (0, more)).bool() for x in count)
 
 
 def parameters(dtype, temperature):

@@ -1,5 +1,7 @@
 """MaxSim, ColBERT's late interaction, and the contrastive loss on its scores."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,16 +9,16 @@ from torch.nn.functional import pad
 
 from cosloss.arguments import check_device, check_flags, check_tensor, described
 from cosloss.criteria import CrossEntropy, empty_lse
+from cosloss.distributed import NOT_PLAIN, Peers
 from cosloss.functional._checks import (
     as_number,
     check_floating,
     check_rows,
     check_temperature,
-    reduce,
     refuse_tracing,
 )
 from cosloss.functional._in_batch import Options, item_mask, warn_without_negatives
-from cosloss.modes import autocast_dtype
+from cosloss.modes import differentiates_itself
 from cosloss.ops.max_sim import max_sim as of_tokens
 
 
@@ -79,6 +81,7 @@ def max_sim_loss(
     symmetric: bool = False,
     ignore: Int[Tensor, " b"] | None = None,
     weight: Float[Tensor, " b"] | None = None,
+    gather_distributed: bool = False,
 ) -> Float[Tensor, "..."]:
     """The cross entropy of a query's own document among all documents, by their MaxSim scores.
 
@@ -97,6 +100,11 @@ def max_sim_loss(
         symmetric: average with the loss of finding the query of a document, for the first B.
         ignore: (B,), one group id per pair; pairs of the same group are not negatives.
         weight: (B,), multiplies each loss before the reduction; "mean" divides by B.
+        gather_distributed: take documents from all processes of the default group, whose batches
+            may differ in size, and in their numbers of tokens; C / B is a whole number, the same in
+            all. The loss is the joined batch's in every process, and after DDP's averaging so is
+            every gradient, which travels back in the backward pass. Needs reduction "mean" or
+            "sum".
 
     Returns:
         The loss, a scalar unless reduction is "none"; float32 under autocast. Its scores are as
@@ -108,8 +116,8 @@ def max_sim_loss(
         TypeError: an input is not a real floating-point tensor, a mask not a boolean one, or an
             option of another kind.
         ValueError: shapes do not match, tensors are on two devices, there is no query, no token or
-            no column, fewer documents than queries, temperature is not positive and finite, or
-            reduction is invalid.
+            no column, fewer documents than queries, temperature is not positive and finite,
+            reduction is invalid, or documents cannot be gathered.
 
     Example:
         >>> tokens = torch.eye(2)[:, None]
@@ -119,7 +127,8 @@ def max_sim_loss(
     Source: Santhanam et al., "ColBERTv2: Effective and Efficient Retrieval via Lightweight Late
     Interaction", 2022, section 3.2: the in-batch negatives; Khattab and Zaharia, "ColBERT", 2020.
     """
-    options = Options(reduction, ignore, weight)
+    options = Options(reduction, ignore, weight, gather_distributed)
+    check_flags(gather_distributed=gather_distributed)
     _check_tokens(query_tokens, document_tokens)
     n, documents = query_tokens.shape[0], document_tokens.shape[0]
     if documents < n:
@@ -130,25 +139,75 @@ def max_sim_loss(
     check_temperature(temperature, query_tokens)
     check_flags(symmetric=symmetric)
     options.check(query_tokens)
-    scores = max_sim(query_tokens, document_tokens, query_mask, document_mask)
-    if documents == n:
-        warn_without_negatives(n, ignore, None)
+    _check_mask("query_mask", query_mask, query_tokens)
+    _check_mask("document_mask", document_mask, document_tokens)
     dtype = torch.promote_types(query_tokens.dtype, document_tokens.dtype)
-    logits = scores / as_number(temperature, dtype)
-    mask = item_mask(query_tokens, 1, ignore, None).dense(logits[:, :n])
-    loss = _cross_entropy(logits, pad(mask, (0, documents - n)))
+    temperature = as_number(temperature, dtype)
+    if gather_distributed and documents % n != 0:
+        raise ValueError(
+            f"document_tokens must have as many hard negatives for each of {n} queries, with "
+            f"gather_distributed; got {documents - n}"
+        )
+    per_item = documents // n - 1 if gather_distributed else None
+    peers = options.peers(query_tokens, per_item, temperature=temperature)
+    if documents == n:
+        warn_without_negatives(n, ignore, peers)
+    if peers is not None and differentiates_itself(query_tokens, document_tokens):
+        raise RuntimeError(NOT_PLAIN)
+    refuse_tracing()
+    queries = _Texts(query_tokens.to(dtype), query_mask)
+    given = _Texts(document_tokens.to(dtype), document_mask)
+    mask = item_mask(query_tokens, 1, ignore, peers)
+    own, items = (slice(0, n), n) if peers is None else (peers.own, sum(peers.batch_sizes))
+    logits = queries.scores(given if peers is None else given.joined(peers)) / temperature
+    of_items = mask.dense(logits[:, :items])  # everyone's own documents come first
+    loss = _cross_entropy(logits, pad(of_items, (0, logits.shape[1] - items)), own)
     if symmetric:
-        loss = (loss + _cross_entropy(logits[:, :n].T, mask)) / 2
-    if weight is not None:
-        loss = loss * weight.to(loss.dtype)
-    return reduce(loss, reduction).to(dtype if autocast_dtype(query_tokens) is None else loss.dtype)
+        if peers is None:
+            back = logits[:, :n].T
+        else:
+            back = queries.joined(peers).scores(given.first(n)).T / temperature
+        loss = (loss + _cross_entropy(back, of_items, own)) / 2
+    return options.reduced(loss, dtype, peers)
 
 
-def _cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Each row's loss, its positive on the diagonal, its negatives where there is no mask."""
+class _Texts(NamedTuple):
+    """Tokens (N, T, D), and which of them count, (N, T) or None for all."""
+
+    tokens: Tensor
+    mask: Tensor | None
+
+    def first(self, count: int) -> "_Texts":
+        """The first of them."""
+        return _Texts(self.tokens[:count], None if self.mask is None else self.mask[:count])
+
+    def scores(self, documents: "_Texts") -> Tensor:
+        """MaxSim of each of these with each document."""
+        return of_tokens(self.tokens, documents.tokens, (self.mask, documents.mask))
+
+    def joined(self, peers: Peers) -> "_Texts":
+        """Everyone's, k for each item: all items' first, all items' second, and so on.
+
+        Those with fewer tokens than another process's are filled up with tokens that do not count.
+        """
+        n = peers.batch_sizes[peers.rank]
+        mask = self.mask
+        if mask is None:
+            mask = self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
+        counts = self.tokens.new_full((n, 1), self.tokens.shape[1], dtype=torch.float64)
+        missing = int(peers.gather(counts).max()) - self.tokens.shape[1]
+        by_item = pad(self.tokens, (0, 0, 0, missing)).unflatten(0, (-1, n)).transpose(0, 1)
+        of_mask = pad(mask, (0, missing)).unflatten(0, (-1, n)).transpose(0, 1)
+        tokens = peers.join(by_item.contiguous())
+        masks = peers.gather(of_mask.to(torch.uint8).contiguous()).bool()
+        return _Texts(tokens.transpose(0, 1).flatten(0, 1), masks.transpose(0, 1).flatten(0, 1))
+
+
+def _cross_entropy(logits: Tensor, mask: Tensor, own: slice) -> Tensor:
+    """Each row's loss, its positive in the columns `own`, its negatives where there is no mask."""
     criterion = CrossEntropy()
     negatives = logits.masked_fill(mask, empty_lse(logits.dtype))
-    return criterion.loss(criterion.dense_stat(negatives, 1), logits.diagonal())
+    return criterion.loss(criterion.dense_stat(negatives, 1), logits[:, own].diagonal())
 
 
 def _check_tokens(query_tokens: Tensor, document_tokens: Tensor) -> None:

@@ -11,14 +11,13 @@ from cosloss.losses._base import ContrastiveLoss
 class MaxSimLoss(ContrastiveLoss):
     """ColBERT's in-batch loss of MaxSim scores: see `cosloss.functional.max_sim_loss`.
 
-    Its documents are this process's: there is no `gather_distributed`.
-
     Args:
         temperature: positive; a number, by which sums of cosines over a query's tokens are divided.
         reduction: "none" gives (B,); "mean" and "sum" one number.
         symmetric: average with the loss of finding the query of a document.
         learnable_temperature: learn the temperature's logarithm, `log_temperature`; False
             by default.
+        gather_distributed: take documents from all processes of the default group; True or False.
         scalar_parameters: give learnt scalars shape (); False gives (1,), as FSDP needs.
         device: of learnt scalars.
         dtype: of learnt scalars, floating point.
@@ -54,19 +53,21 @@ class MaxSimLoss(ContrastiveLoss):
         *,
         symmetric: bool = False,
         learnable_temperature: bool = False,
+        gather_distributed: bool = False,
         scalar_parameters: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_flags(symmetric=symmetric, gather_distributed=gather_distributed)
         super().__init__(
             temperature,
             reduction,
             learnable_temperature=learnable_temperature,
+            gather_distributed=gather_distributed,
             scalar_parameters=scalar_parameters,
             device=device,
             dtype=dtype,
         )
-        check_flags(symmetric=symmetric)
         self.symmetric = symmetric
 
     def forward(
@@ -87,4 +88,5 @@ class MaxSimLoss(ContrastiveLoss):
             **self._arguments(),
             ignore=ignore,
             weight=weight,
+            gather_distributed=bool(self.gather_distributed),
         )
