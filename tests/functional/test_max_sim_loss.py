@@ -174,6 +174,6 @@ def test_a_mistake_is_named(given, error, message):
 def test_fewer_documents_than_queries():
     with pytest.raises(ValueError, match=r"document_tokens .* C >= 5.*; got \(3, 2, 4\)"):
         functional.max_sim_loss(D, Q)
-    with pytest.raises(ValueError, match="as many hard negatives for each of 3 queries.*; got 2"):
+    with pytest.raises(ValueError, match=r"as many hard negatives for each of 3 queries.*; got 2"):
         functional.max_sim_loss(Q, D, gather_distributed=True)
     assert functional.max_sim(D, Q).shape == (5, 3)
