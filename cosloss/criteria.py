@@ -31,6 +31,7 @@ class Criterion(ABC):
     linear: whether `loss` is linear in the statistic, so that d_stat is known before the statistic.
     distance: whether the positive is the distance 1 - S in place of a logit.
     share: the share of each logit that has a gradient, where the rest is a constant to it.
+    formula: the loss's name to a backend that computes it in the kernel of the statistic, if any.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Criterion(ABC):
     linear = False
     distance = False
     share: float | Tensor | None = None
+    formula: str | None = None
 
     @abstractmethod
     def dense_stat(self, x: Tensor, dim: int) -> Tensor:
@@ -74,6 +76,8 @@ class CrossEntropy(LogSumExpCriterion):
     loss = -positive + log(exp(positive) + exp(lse)) = softplus(lse - positive).
     """
 
+    formula = "cross_entropy"
+
     def loss(self, stat: Tensor, positive: Tensor) -> Tensor:
         return softplus(stat - positive, threshold=THRESHOLD)
 
@@ -87,6 +91,8 @@ class DecoupledCrossEntropy(LogSumExpCriterion):
 
     loss = lse - positive.
     """
+
+    formula = "decoupled"
 
     def loss(self, stat: Tensor, positive: Tensor) -> Tensor:
         return (stat - positive).masked_fill(_without_pairs(stat), 0)

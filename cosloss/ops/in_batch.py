@@ -79,6 +79,14 @@ class InBatch(Function):
         ctx.grads_in_forward = (
             weights is not None and peers is None and any(needs) and kernels.in_batch.KEEPS_TILES
         )
+        folds = (
+            weights is not None
+            and peers is None
+            and not isinstance(temperature, Tensor)
+            and not kernels.in_batch.KEEPS_TILES
+            and kernels.in_batch.folds(problem, bias, dtype)
+        )
+        ctx.folded = None
         found: Sequence[Tensor | None]
         with without_autocast(rows[0]):
             operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, dtype)
@@ -86,7 +94,12 @@ class InBatch(Function):
                 loss, *found = gathered.forward(kernels.in_batch, operands, weights, problem, peers)
             else:
                 positive = positives_of(operands, problem)
-                if weights is not None and ctx.grads_in_forward:
+                if weights is not None and folds:
+                    ctx.folded = kernels.in_batch.forward_folded(
+                        operands.r, operands.c, problem, weights=weights, positive=positive
+                    )
+                    found = ()
+                elif weights is not None and ctx.grads_in_forward:
                     needed = tile_needs(rows, bias, problem, needs)
                     stat, d_positive, gradients = kernels.in_batch.forward_backward(
                         operands.r,
@@ -110,8 +123,11 @@ class InBatch(Function):
                 else:
                     stat = kernels.in_batch.forward(operands.r, operands.c, operands.bias, problem)
                     found = (stat,)
-                loss = problem.criterion.loss(stat, positive)
-                loss = loss if weights is None else (loss * weights).sum()
+                if ctx.folded is None:
+                    loss = problem.criterion.loss(stat, positive)
+                    loss = loss if weights is None else (loss * weights).sum()
+                else:
+                    loss = ctx.folded.loss
         learnt = temperature if isinstance(temperature, Tensor) else None
         ctx.temperature = None if learnt is not None else temperature
         keeps = not ctx.grads_in_forward and any(needs) and operands.nbytes <= KEPT_BYTES
@@ -221,6 +237,21 @@ def _tiled_grads(
                 kernels.in_batch, grad, operands, problem, ctx.peers, needed, found
             )
         else:
+            if ctx.folded is not None:
+                gradients = kernels.in_batch.backward_folded(
+                    operands.r, operands.c, problem, ctx.folded, needed
+                )
+                return input_grads(
+                    kernels.unit_rows,
+                    rows,
+                    temperature,
+                    problem,
+                    operands,
+                    gradients,
+                    ctx.folded.d_positive,
+                    needs,
+                    factor=grad,
+                )
             (stat,) = found
             d_loss = grad if ctx.weights is None else grad * ctx.weights
             d_stat, d_positive = problem.criterion.loss_grad(stat, positives_of(operands, problem))

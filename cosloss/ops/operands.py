@@ -146,8 +146,13 @@ def input_grads(
     gradients: Gradients,
     d_positive: Tensor,
     needs: Sequence[bool],
+    factor: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """The gradients on temperature, bias and rows, where needed, from those on the operands."""
+    """The gradients on temperature, bias and rows, where needed, from those on the operands.
+
+    factor: of those on rows, for a backend whose `unit_rows` takes it; the others are not needed.
+    """
+    further = {} if factor is None else {"factor": factor}
     pair, norms = operands.pair, operands.norms
     needs_temperature, needs_bias, *needs_rows = needs
     grad_r, grad_c, grad_bias = _without_bias_columns(gradients, operands, d_positive)
@@ -178,12 +183,18 @@ def input_grads(
             grads = [None] if grad_r is None else grad_r.chunk(len(views))
         needed = needs_rows[: len(views)]
         d_views[: len(views)] = unit_rows.backward(
-            grads[: len(views)], d_pair, views, norms[0], needed, scale=scale
+            grads[: len(views)], d_pair, views, norms[0], needed, scale=scale, **further
         )
     if negatives is not None and needs_rows[2]:
         assert grad_c is not None
         (d_negatives,) = unit_rows.backward(
-            [grad_c[-negatives.shape[0] :]], None, [negatives], norms[1], [True], scale=scale
+            [grad_c[-negatives.shape[0] :]],
+            None,
+            [negatives],
+            norms[1],
+            [True],
+            scale=scale,
+            **further,
         )
     return [d_temperature, grad_bias if needs_bias else None, *d_views, d_negatives]
 

@@ -5,18 +5,25 @@ Shapes: rows R (N, D); columns C (M, D), or None where they are the rows; logits
 Logits, sums and gradients are in float32 whatever dtype the products take.
 """
 
-from typing import NamedTuple
+from ctypes import c_float
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from cosloss.criteria import Criterion, empty_lse
+from cosloss.kernels.schedule import Needs
 from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
 from cosloss.kernels.triton import block_shapes
 from cosloss.kernels.triton.card import card_of
 from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
-from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel, in_batch_stats_kernel
+from cosloss.kernels.triton.in_batch_fwd import (
+    in_batch_fwd_kernel,
+    in_batch_stats_kernel,
+    in_batch_total_kernel,
+)
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, limits_of, precision
 from cosloss.kernels.triton.tuning import launch_fastest
 from cosloss.problem import Mask, Problem
@@ -28,6 +35,12 @@ CHUNKS = 32
 KEEPS_TILES = False  # a gradient that comes early saves no work
 SHARES_PREFIXES = False
 NUM_PARTIALS = 32  # partial sums that a program adds up at once
+STATS_BLOCK = 64  # rows whose sums it adds up
+# of `in_batch_stats_kernel`, each None where it is not written or read
+OUTPUTS = (
+    *("out", "positive", "weights", "d_stat", "shift", "d_positive", "losses"),
+    "FORMULA",
+)
 
 Partials = tuple[Tensor | None, Tensor | None]
 
@@ -42,8 +55,87 @@ class Side(NamedTuple):
     classes: Tensor | None
 
 
+class Folded(NamedTuple):
+    """A loss that the forward kernels computed, and what the backward pass needs of it.
+
+    loss: 0-d, float32. grads: the gradient on the statistics. d_positive: on each loss's positive.
+    """
+
+    loss: Tensor
+    grads: LossGrads
+    d_positive: Tensor
+
+
 def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) -> Tensor:
     """Every loss's statistic."""
+    n, row_sums, column_sums = _sums(r, c, bias, problem)
+    criterion, m = problem.criterion, r.shape[0] if c is None else c.shape[0]
+    column_losses = problem.column_losses and c is not None
+    out = r.new_empty(n + m if column_losses else n, dtype=torch.float64)
+    _add_up(row_sums, criterion, out=out[:n])
+    if column_losses:
+        _add_up(column_sums, criterion, out=out[n:])
+    return out
+
+
+def folds(problem: Problem, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether `forward_folded` computes the loss of a problem whose products are of that dtype."""
+    plain = problem.criterion.formula is not None and problem.positives is None and bias is None
+    return plain and dtype != torch.float16  # whose gradients are scaled by the largest
+
+
+def forward_folded(
+    r: Tensor, c: Tensor | None, problem: Problem, *, weights: Tensor | float, positive: Tensor
+) -> Folded:
+    """sum_i weights_i loss_i, with all that depends on a loss alone in the statistics' kernel."""
+    n, row_sums, column_sums = _sums(r, c, None, problem)
+    criterion = problem.criterion
+    d_stat, shift, d_positive = (torch.empty_like(positive) for _ in range(3))
+    given, weight = None, (1.0, 0.0)
+    if isinstance(weights, Tensor):
+        given = weights.to(positive.dtype)
+    else:  # a kernel takes a number in float32
+        rounded = c_float(weights).value
+        weight = rounded, weights - rounded
+    sides = [(row_sums, slice(0, n))]
+    if positive.shape[0] > n:
+        sides.append((column_sums, slice(n, None)))
+    starts = [0, *accumulate(_programs(positive[part].shape[0]) for _, part in sides)]
+    losses = r.new_empty(starts[-1], dtype=torch.float64)
+    for (sums, part), start in zip(sides, starts, strict=False):
+        _add_up(
+            sums,
+            criterion,
+            positive=positive[part],
+            weights=None if given is None else given[part],
+            weight=weight,
+            d_stat=d_stat[part],
+            shift=shift[part],
+            d_positive=d_positive[part],
+            losses=losses[start:],
+            FORMULA=criterion.formula,
+        )
+    total = r.new_empty((), dtype=torch.float32)
+    launch(
+        in_batch_total_kernel, (1,), like=r, losses=losses, out=total, count=starts[-1], BLOCK=1024
+    )
+    shifts: tuple[Tensor | None, Tensor | None] = (None, None)
+    if criterion.kind == "logsumexp":
+        shifts = problem.split(shift, r, c)
+    return Folded(total, LossGrads(*problem.split(d_stat, r, c), *shifts, None, None), d_positive)
+
+
+def backward_folded(
+    r: Tensor, c: Tensor | None, problem: Problem, folded: Folded, needs: Needs
+) -> Gradients:
+    """The gradients on r and c that are needed, for a gradient of 1 on the loss."""
+    return _gradients(*_operands(r, c), c is None, None, problem, folded.grads, needs, None)
+
+
+def _sums(
+    r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem
+) -> tuple[int, Partials, Partials]:
+    """The number of rows, and the partial sums of rows and of columns."""
     rows, columns = _operands(r, c)
     n, d = rows.shape
     m = columns.shape[0]
@@ -78,11 +170,7 @@ def forward(r: Tensor, c: Tensor | None, bias: Tensor | None, problem: Problem) 
         PRECISION=precision(rows.dtype),
         EVEN=block_shapes.even(d, rows.element_size()),
     )
-    out = r.new_empty(n + m if column_losses and c is not None else n, dtype=torch.float64)
-    _add_up(row_sums, out[:n], criterion)
-    if out.shape[0] > n:
-        _add_up(column_sums, out[n:], criterion)
-    return out
+    return n, row_sums, column_sums
 
 
 def backward(
@@ -93,7 +181,7 @@ def backward(
     *,
     d_stat: Tensor,
     stat: Tensor,
-    needs: tuple[bool, bool, bool],
+    needs: Needs,
     d_pos_logit: Tensor | None = None,
 ) -> Gradients:
     """Gradients on r, c and bias, each only where `needs` asks, from that on the statistics.
@@ -108,13 +196,27 @@ def backward(
         d_stat = d_stat / grad_scale
         d_pos_logit = None if d_pos_logit is None else d_pos_logit / grad_scale
     grads = loss_grads(problem, d_stat, stat, d_pos_logit, r, c, torch.float32)
+    return _gradients(rows, columns, c is None, bias, problem, grads, needs, grad_scale)
+
+
+def _gradients(
+    rows: Tensor,
+    columns: Tensor,
+    symmetric: bool,
+    bias: Tensor | None,
+    problem: Problem,
+    grads: LossGrads,
+    needs: Needs,
+    grad_scale: Tensor | None,
+) -> Gradients:
+    """Gradients on r, c and bias, from that on the statistics in the form that a logit's has."""
     own, other = _sides(rows, columns, grads, problem)
     grad_r = grad_c = grad_bias = None
     if needs[0] or needs[2]:
         grad_r, sums = _gradient(own, other, bias, grad_scale, problem, problem.mask, needs[2])
         if bias is not None and sums is not None:
             grad_bias = sums.sum(dtype=torch.float64).to(bias.dtype)
-    if c is not None and needs[1]:
+    if not symmetric and needs[1]:
         mask = problem.mask.transposed()
         grad_c, _ = _gradient(other, own, bias, grad_scale, problem, mask, False)
     return grad_r if needs[0] else None, grad_c, grad_bias
@@ -205,25 +307,32 @@ def _partials(r: Tensor, number: int, count: int, criterion: Criterion) -> Parti
     return sums, torch.empty_like(sums) if criterion.kind == "logsumexp" else None
 
 
-def _add_up(partials: Partials, out: Tensor, criterion: Criterion) -> None:
-    """Write the statistics that partial sums add up to."""
+def _add_up(partials: Partials, criterion: Criterion, **outputs: Any) -> None:
+    """Write the statistics that partial sums add up to, or what a loss's formula makes of them."""
     sums, largest = partials
     assert sums is not None
     number, count = sums.shape
+    given = dict.fromkeys(OUTPUTS) | {"weight": (1.0, 0.0)} | outputs
     launch(
         in_batch_stats_kernel,
-        (triton.cdiv(count, 64),),
-        like=out,
+        (_programs(count),),
+        like=sums,
         sums=sums,
         largest=largest,
-        out=out,
         partials=number,
         count=count,
         empty=empty_lse(torch.float64),
+        empty_shift=empty_lse(torch.float32),
         KIND=criterion.kind,
         NUM_PARTIALS=NUM_PARTIALS,
-        BLOCK=64,
+        BLOCK=STATS_BLOCK,
+        **given,
     )
+
+
+def _programs(count: int) -> int:
+    """The number of programs that add up so many sums."""
+    return int(triton.cdiv(count, STATS_BLOCK))
 
 
 def _splits(rows: Tensor, columns: int, parts: int) -> int:

@@ -40,17 +40,19 @@ def backward(
     norm: Tensor,
     needs: Sequence[bool],
     scale: float | Tensor = 1.0,
+    factor: Tensor | None = None,
 ) -> list[Tensor | None]:
     """The gradients on the views, where needed, from those on their rows of r and on the products.
 
     grads: one for each view, of any dtype.
+    factor: of all of them, 0-d.
     """
     first, second = (*(None if grad is None else grad.contiguous() for grad in grads), None)[:2]
     grad_products = None if grad_products is None else grad_products.contiguous()
     found = [x.new_empty(x.shape) if need else None for x, need in zip(views, needs, strict=True)]
     on_views = (*found, None)[:2]
     given = first, second, grad_products, norm
-    _launch(unit_rows_bwd_kernel, views, *given, *on_views, *_scale(scale, norm))
+    _launch(unit_rows_bwd_kernel, views, *given, *on_views, *_scale(scale, norm), factor)
     return found
 
 
@@ -122,6 +124,7 @@ def unit_rows_bwd_kernel(
     grad_x2,
     scale,
     learnt_scale,
+    factor,
     n,
     D,
     ROWS: tl.constexpr,
@@ -129,6 +132,9 @@ def unit_rows_bwd_kernel(
 ):
     if learnt_scale is not None:
         scale = tl.load(learnt_scale)
+    all_of = 1.0
+    if factor is not None:
+        all_of = tl.load(factor).to(tl.float64)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     x1 += row * stride1
@@ -147,11 +153,13 @@ def unit_rows_bwd_kernel(
         if grad_x2 is not None:
             if grad_r2 is not None:
                 grad_r2 += row * D
-            _through(grad_r2, pull2, x1, x2, norm2, inside, grad_x2 + row * D, scale, D, COLUMNS)
+            to = grad_x2 + row * D
+            _through(grad_r2, pull2, x1, x2, norm2, inside, to, scale, all_of, D, COLUMNS)
     if grad_x1 is not None:
         if grad_r1 is not None:
             grad_r1 += row * D
-        _through(grad_r1, pull1, x2, x1, norm1, inside, grad_x1 + row * D, scale, D, COLUMNS)
+        to = grad_x1 + row * D
+        _through(grad_r1, pull1, x2, x1, norm1, inside, to, scale, all_of, D, COLUMNS)
 
 
 @triton.jit
@@ -177,10 +185,10 @@ def _factor(norm, scale):
 
 
 @triton.jit
-def _through(grad_r, pull, pair, x, norm, inside, grad_x, scale, D, COLUMNS: tl.constexpr):
+def _through(grad_r, pull, pair, x, norm, inside, grad_x, scale, all_of, D, COLUMNS: tl.constexpr):
     """Write the gradient on rows of x; all are pointers to where rows begin.
 
-    (h - <h, x> x / <x, x>) scale / norm, with h = grad_r + pull pair the gradient on r.
+    (h - <h, x> x / <x, x>) all_of scale / norm, with h = grad_r + pull pair the gradient on r.
     """
     zero = norm == 0
     along, square = tl.zeros_like(norm), tl.zeros_like(norm)
@@ -191,7 +199,7 @@ def _through(grad_r, pull, pair, x, norm, inside, grad_x, scale, D, COLUMNS: tl.
         square += tl.sum(own * own, 1)
     along = tl.where(zero, 0.0, along / square)
     # in one dimension nothing but rounding is left
-    factor = tl.where(D == 1, 0.0, _factor(norm, scale))
+    factor = tl.where(D == 1, 0.0, _factor(norm, scale) * all_of)
     for start in range(0, D, COLUMNS):
         own = _load(x, start, inside, D, COLUMNS)
         h = _gradient(grad_r, pull, pair, own, start, inside, D, COLUMNS)

@@ -68,6 +68,8 @@ def compile_engine(dtype: torch.dtype, columns: int, form: str) -> None:
     d_pos_logit = None if matrix.positives is None else total
     asked = {"needs": needs, "d_pos_logit": d_pos_logit}
     in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
+    if in_batch.folds(matrix, bias, dtype):
+        in_batch.forward_folded(r, c, matrix, weights=0.1, positive=total.float())
 
 
 def jobs(capabilities: Iterable[int]) -> Iterator[Job]:

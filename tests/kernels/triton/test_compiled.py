@@ -31,7 +31,7 @@ def test_kernels_compile_and_fit_where_memory_and_registers_are_short():
     for card, cores in (("sm_90", "wgmma"), ("sm_89", "mma.sync"), ("sm_80", "mma.sync")):
         for kernel in ("in_batch_fwd", "in_batch_bwd"):
             tensor_cores = [line for line in lines if card in line and kernel in line]
-            assert len(tensor_cores) >= 2
+            assert tensor_cores
             assert all(cores in line for line in tensor_cores)
             assert all("instructions for" in line for line in tensor_cores)
 
