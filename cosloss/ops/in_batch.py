@@ -130,7 +130,8 @@ class InBatch(Function):
                     loss = ctx.folded.loss
         learnt = temperature if isinstance(temperature, Tensor) else None
         ctx.temperature = None if learnt is not None else temperature
-        keeps = not ctx.grads_in_forward and any(needs) and operands.nbytes <= KEPT_BYTES
+        computes_again = any(needs) and peers is None and not ctx.grads_in_forward
+        keeps = computes_again and operands.nbytes <= KEPT_BYTES
         ctx.operands = operands if keeps else None
         ctx.kernels, ctx.dtype = kernels, dtype
         ctx.weights, ctx.problem, ctx.peers = weights, problem, peers

@@ -51,7 +51,7 @@ def inputs(module):
         (lambda: SigmoidContrastiveLoss(learnable_bias=2), TypeError, "learnable_bias must be"),
         (lambda: SigmoidContrastiveLoss(0.1, "sum"), TypeError, "bias must be a number; got 'sum'"),
         (lambda: MaxSimLoss(symmetric=None), TypeError, "symmetric must be True or False"),
-        (lambda: MaxSimLoss(gather_distributed=True), TypeError, "gather_distributed"),
+        (lambda: MaxSimLoss(gather_distributed="ring"), TypeError, "gather_distributed"),
         (lambda: CosineEmbeddingLoss(1.5), ValueError, r"in \[-1, 1\]; got 1.5"),
         (lambda: CosineEmbeddingLoss("mean"), TypeError, "margin must be a number; got 'mean'"),
         (lambda: CosineEmbeddingLoss(0.0, 4.0), ValueError, "got 4.0"),
