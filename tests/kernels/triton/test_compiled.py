@@ -51,8 +51,8 @@ def test_what_is_refused(capability, spilled, kib, serialised, selects, said, mo
     monkeypatch.setattr(Launch, "serialised", lambda launch: serialised)
     monkeypatch.setattr(Launch, "main_loop", lambda launch: Loop(400, selects))
     metadata = SimpleNamespace(name="in_batch_kernel", shared=kib * 1024, num_warps=4, num_stages=2)
-    constants = {"KIND": "exp", "BLOCK": 64}  # 32 logits of each thread
+    constants = {"KIND": "exp", "BLOCK": 64, "WHOLE": True}  # 32 logits of each thread
     launch = Launch(SimpleNamespace(metadata=metadata, asm={"ptx": "wgmma"}), constants, 1.0)
-    line, allowed = judged(launch, capability, torch.float32, 128)
+    line, allowed = judged(launch, capability, torch.bfloat16, 128)
     assert allowed == (not said)
     assert line.endswith(said)
