@@ -233,26 +233,17 @@ def _tiled_grads(
         else:
             operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, ctx.dtype)
         needed = tile_needs(rows, bias, problem, needs)
-        if ctx.peers is not None:
+        factor = None
+        if ctx.folded is not None:
+            gradients = kernels.in_batch.backward_folded(
+                operands.r, operands.c, problem, ctx.folded, needed
+            )
+            d_positive, factor = ctx.folded.d_positive, grad
+        elif ctx.peers is not None:
             gradients, d_positive = gathered.backward(
                 kernels.in_batch, grad, operands, problem, ctx.peers, needed, found
             )
         else:
-            if ctx.folded is not None:
-                gradients = kernels.in_batch.backward_folded(
-                    operands.r, operands.c, problem, ctx.folded, needed
-                )
-                return input_grads(
-                    kernels.unit_rows,
-                    rows,
-                    temperature,
-                    problem,
-                    operands,
-                    gradients,
-                    ctx.folded.d_positive,
-                    needs,
-                    factor=grad,
-                )
             (stat,) = found
             d_loss = grad if ctx.weights is None else grad * ctx.weights
             d_stat, d_positive = problem.criterion.loss_grad(stat, positives_of(operands, problem))
@@ -267,9 +258,8 @@ def _tiled_grads(
                 needs=needed,
                 d_pos_logit=problem.d_pos_logit(d_positive),
             )
-        return input_grads(
-            kernels.unit_rows, rows, temperature, problem, operands, gradients, d_positive, needs
-        )
+        of_rows = operands, gradients, d_positive, needs, factor
+        return input_grads(kernels.unit_rows, rows, temperature, problem, *of_rows)
 
 
 def _composed_grads(

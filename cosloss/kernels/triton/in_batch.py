@@ -19,11 +19,8 @@ from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
 from cosloss.kernels.triton import block_shapes
 from cosloss.kernels.triton.card import card_of
 from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
-from cosloss.kernels.triton.in_batch_fwd import (
-    in_batch_fwd_kernel,
-    in_batch_stats_kernel,
-    in_batch_total_kernel,
-)
+from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel
+from cosloss.kernels.triton.in_batch_stats import in_batch_stats_kernel, in_batch_total_kernel
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, limits_of, precision
 from cosloss.kernels.triton.tuning import launch_fastest
 from cosloss.problem import Mask, Problem
