@@ -28,6 +28,9 @@ LOSSES = {
     "key bias": lambda m, a, b, t: m.info_nce_loss(
         a, b, t, symmetric=True, reduction="none", key_bias=b[:, 0] - 2 * a[:, 1]
     ),
+    "query bias": lambda m, a, b, t: m.info_nce_loss(
+        a, b, t, symmetric=True, key_bias=b[:, 0] - 2 * a[:, 1], query_bias=a[:, 0] + b[:, 2]
+    ),
     "hard, key bias": lambda m, a, b, t: m.info_nce_loss(
         a,
         b,

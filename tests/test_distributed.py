@@ -40,6 +40,9 @@ LOSSES = {
     "key bias": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, None, True, key_bias=b[:, 0] + ids, **k
     ),
+    "query bias": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a, b, t, None, True, query_bias=b[:, 0] + ids, ignore=ids, **k
+    ),
     "hard negatives, key bias": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a,
         b,

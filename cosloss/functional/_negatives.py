@@ -1,5 +1,7 @@
 """The checks of what InfoNCE takes besides its pairs."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from cosloss.arguments import check_device
@@ -13,7 +15,7 @@ def check_softmax(
     query: Tensor,
     negatives: Tensor | None,
     hard_negatives: Tensor | None,
-    key_bias: Tensor | None,
+    biases: Mapping[str, Tensor | None],
     symmetric: bool,
     options: Options,
 ) -> Tensor | None:
@@ -23,10 +25,11 @@ def check_softmax(
             "gather_distributed must be True or False with directions, hardness or "
             "false_negative_margin; got 'ring'"
         )
-    if key_bias is not None:
-        raise ValueError(
-            "key_bias is not taken with directions, hardness or false_negative_margin; got both"
-        )
+    for name, bias in biases.items():
+        if bias is not None:
+            raise ValueError(
+                f"{name} is not taken with directions, hardness or false_negative_margin; got both"
+            )
     if negatives is not None:
         if not softmax.one_way:
             raise ValueError("negatives take the place of the other keys, which directions need")
@@ -77,6 +80,21 @@ def check_key_bias(bias: Tensor, query: Tensor, hard_negatives: Tensor | None) -
             f"; got {tuple(bias.shape)}"
         )
     check_device("query", query, "key_bias", bias)
+
+
+def check_query_bias(bias: Tensor, query: Tensor, symmetric: bool) -> None:
+    check_floating(query_bias=bias)
+    if bias.shape != query.shape[:1]:
+        raise ValueError(
+            f"query_bias must hold a number for each query, shape ({query.shape[0]},); got "
+            f"{tuple(bias.shape)}"
+        )
+    check_device("query", query, "query_bias", bias)
+    if not symmetric:
+        raise ValueError(
+            "query_bias cancels in the losses of the queries, and is for those of the keys: it "
+            "needs symmetric=True; got symmetric=False"
+        )
 
 
 def check_negatives(negatives: Tensor, query: Tensor, wider: bool, ignore: Tensor | None) -> None:

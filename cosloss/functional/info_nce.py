@@ -23,9 +23,11 @@ from cosloss.functional._negatives import (
     check_hard_negatives,
     check_key_bias,
     check_negatives,
+    check_query_bias,
     check_softmax,
 )
 from cosloss.functional._softmax import ONE_WAY, Softmax, softmax_loss
+from cosloss.ops.unit_rows import unit_rows
 from cosloss.problem import Mask, Problem
 
 
@@ -39,6 +41,7 @@ def info_nce_loss(
     *,
     hard_negatives: Float[Tensor, "n k d"] | Float[Tensor, "m d"] | None = None,
     key_bias: Float[Tensor, " columns"] | None = None,
+    query_bias: Float[Tensor, " n"] | None = None,
     directions: Sequence[str] = ONE_WAY,
     hardness: float = 0.0,
     hardness_on: str = "all",
@@ -75,6 +78,8 @@ def info_nce_loss(
             (N + N K,), and theirs follow in the order of `hard_negatives.flatten(0, -2)`. It may
             require a gradient. To correct for keys that are drawn by their frequency it is minus
             the logarithm of that. The losses of the keys, if symmetric, do not change with it.
+        query_bias: (N,), the same on the logits of each query in the losses of the keys, where
+            alone it does not cancel: needs symmetric.
         directions: the similarities in the softmax of pair i, as sentence-transformers and GTE have
             them: "query_to_key", of query i with all keys and hard negatives, and of "key_to_query"
             (key i with all queries), "query_to_query" and "key_to_key" (with the hard negatives of
@@ -104,7 +109,8 @@ def info_nce_loss(
         TypeError: an input is not a real floating-point tensor, or an option of another kind.
         ValueError: rows have no columns, shapes do not match, tensors are on two devices,
             the batch or the negatives are empty, `negatives` comes with hard_negatives, key_bias,
-            symmetric, ignore or gather_distributed, temperature is not positive and finite,
+            symmetric, ignore or gather_distributed, query_bias comes without symmetric,
+            temperature is not positive and finite,
             reduction is invalid, directions come with symmetric, negatives or key_bias, or other
             options do not go together.
 
@@ -131,10 +137,11 @@ def info_nce_loss(
     options.check(query)
     softmax = Softmax(directions, hardness, hardness_on, false_negative_margin)
     softmax.check(symmetric)
+    if query_bias is not None:
+        check_query_bias(query_bias, query, symmetric)
     if not softmax.plain:
-        hard = check_softmax(
-            softmax, query, negatives, hard_negatives, key_bias, symmetric, options
-        )
+        biases = {"key_bias": key_bias, "query_bias": query_bias}
+        hard = check_softmax(softmax, query, negatives, hard_negatives, biases, symmetric, options)
         of_softmax = partial(
             softmax_loss, temperature=temperature, softmax=softmax, options=options
         )
@@ -163,7 +170,12 @@ def info_nce_loss(
     criterion = CrossEntropy(largest_logit(temperature))
     if key_bias is not None:
         check_key_bias(key_bias, query, hard_negatives)
+    if key_bias is not None or query_bias is not None:
         criterion = CrossEntropy(torch.inf)  # no bound on all processes' biases is known
+    if symmetric and (hard_negatives is not None or query_bias is not None):
+        # two losses, whose gradients go through one normalisation: each could leave the range
+        dtype = torch.promote_types(query.dtype, key.dtype)
+        query, key = unit_rows(query.to(dtype)), unit_rows(key.to(dtype))
     of_pairs = partial(
         loss_of_pairs,
         criterion=criterion,
@@ -177,7 +189,11 @@ def info_nce_loss(
         )
         if not symmetric:
             return loss
-        return (loss + of_pairs(key, query, column_losses=False, others=True)) / 2
+        of_keys = of_pairs(key, query, column_losses=False, column_bias=query_bias, others=True)
+        return (loss + of_keys) / 2
+    if query_bias is not None:
+        loss = of_pairs(query, key, column_losses=False, column_bias=key_bias)
+        return (loss + of_pairs(key, query, column_losses=False, column_bias=query_bias)) / 2
     loss = of_pairs(query, key, column_losses=symmetric, column_bias=key_bias)
     if symmetric and reduction == "none":
         return loss.view(2, n).mean(0)

@@ -92,6 +92,7 @@ class InfoNCELoss(ContrastiveLoss):
         hard_negatives (optional, by name): (N, K, D) or (M, D), every query's negatives beside the
             other keys.
         key_bias (optional, by name): (N,), on each key's logits; then the hard negatives'.
+        query_bias (optional, by name): (N,), on each query's logits in the losses of the keys.
         ignore (optional, by name): (N,), one integer group id per item; items of the same group
             are not negatives.
         weight (optional, by name): (N,), multiplies the item's losses before the reduction.
@@ -145,6 +146,7 @@ class InfoNCELoss(ContrastiveLoss):
         *,
         hard_negatives: Tensor | None = None,
         key_bias: Tensor | None = None,
+        query_bias: Tensor | None = None,
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
@@ -154,6 +156,7 @@ class InfoNCELoss(ContrastiveLoss):
             negatives=negatives,
             hard_negatives=hard_negatives,
             key_bias=key_bias,
+            query_bias=query_bias,
             ignore=ignore,
             weight=weight,
         )

@@ -49,6 +49,7 @@ def info_nce_loss(
     *,
     hard_negatives: Tensor | None = None,
     key_bias: Tensor | None = None,
+    query_bias: Tensor | None = None,
     directions: Sequence[str] = ("query_to_key",),
     hardness: float = 0.0,
     hardness_on: str = "all",
@@ -58,7 +59,8 @@ def info_nce_loss(
 ) -> Tensor:
     """InfoNCE: cross entropy of query i's own key among the keys, or among it and `negatives`.
 
-    hard_negatives are among the keys then, but no query's. key_bias is a logit's of each of those.
+    hard_negatives are among the keys then, but no query's. key_bias is a logit's of each of those,
+    and query_bias of each query's, in the losses of the keys.
     directions, hardness and false_negative_margin: see `_softmax_terms`.
     """
     q, k = unit_rows(query), unit_rows(key)
@@ -103,7 +105,8 @@ def info_nce_loss(
         among = among + key_bias
     loss = cross_entropy(among, target, reduction="none")
     if symmetric:
-        loss = (loss + cross_entropy(logits.T, target, reduction="none")) / 2
+        among = logits.T if query_bias is None else logits.T + query_bias
+        loss = (loss + cross_entropy(among, target, reduction="none")) / 2
     return reduce(weighted(loss, weight), reduction)
 
 

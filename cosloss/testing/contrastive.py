@@ -77,6 +77,11 @@ def _query_key_temperature_and_bias(x1: Tensor, x2: Tensor) -> dict[str, Tensor]
     return _query_key_and_temperature(x1, x2) | {"key_bias": bias}
 
 
+def _query_key_temperature_and_biases(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
+    given = _query_key_temperature_and_bias(x1, x2)
+    return given | {"query_bias": given["key_bias"].flip(0) * 0.7}
+
+
 def _query_key_and_hard_negatives(x1: Tensor, x2: Tensor) -> dict[str, Tensor]:
     hard = torch.stack([x1.flip(0) + 0.3 * x2.roll(1, 0), x2.flip(0) - 0.4 * x1.roll(2, 0)], 1)
     return _query_key_and_temperature(x1, x2) | {"hard_negatives": hard}
@@ -181,7 +186,7 @@ OPS = (
             {"reduction": "none"},
             {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
         ),
-        _hard(_query_key_and_hard_negatives, lambda x: {}),
+        _hard(_query_key_and_hard_negatives, lambda x: {}, lambda x: {"symmetric": True}),
     ),
     Op(
         "info_nce_loss, with a bias of each key",
@@ -193,6 +198,17 @@ OPS = (
             {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
         ),
         _hard(_query_key_temperature_and_bias, lambda x: {"reduction": "none"}),
+    ),
+    Op(
+        "info_nce_loss, with a bias of each query too",
+        functional.info_nce_loss,
+        reference.info_nce_loss,
+        _generic(
+            _query_key_temperature_and_biases,
+            {"symmetric": True, "reduction": "none"},
+            {"symmetric": True, "ignore": GROUPS, "weight": WEIGHT},
+        ),
+        _hard(_query_key_temperature_and_biases, lambda x: {"symmetric": True}),
     ),
     Op(
         "info_nce_loss, further directions",

@@ -257,6 +257,10 @@ def test_info_nce_with_a_bias_of_each_key(groups):
     both = functional.info_nce_loss(q, k, TEMPERATURE, None, True, key_bias=bias[:7], **options)
     back = with_hard_negatives(*lists[::-1], [], groups)
     close(both, [(a + b) / 2 for a, b in zip(paper, back, strict=True)])
+    biases = {"key_bias": bias[:7], "query_bias": bias[7:14]}
+    both = functional.info_nce_loss(q, k, TEMPERATURE, None, True, **biases, **options)
+    back = with_hard_negatives(*lists[::-1], [], groups, bias[7:14].tolist())
+    close(both, [(a + b) / 2 for a, b in zip(paper, back, strict=True)])
 
 
 def test_sup_con():
