@@ -11,7 +11,8 @@ def prefixes(z):
     return z.shape[1] - 1, z.shape[1]
 
 
-# loss(module, z1, z2, temperature), of cosloss.functional or cosloss.reference
+# loss(module, z1, z2, temperature), of cosloss.functional or cosloss.reference; their biases are
+# small, for a bias's gradient is not divided by a row's norm and would be all that a judge sees
 LOSSES = {
     "nt_xent": lambda m, a, b, t: m.nt_xent_loss(a, b, t),
     "decoupled": lambda m, a, b, t: m.nt_xent_loss(a, b, t, "none", decoupled=True),
@@ -26,17 +27,22 @@ LOSSES = {
         a, b, t, hard_negatives=torch.stack([a * b, a + b], 1), ignore=LABELS[: len(a)]
     ),
     "key bias": lambda m, a, b, t: m.info_nce_loss(
-        a, b, t, symmetric=True, reduction="none", key_bias=b[:, 0] - 2 * a[:, 1]
+        a, b, t, symmetric=True, reduction="none", key_bias=b[:, 0] / 3 - a[:, 1] / 2
     ),
     "query bias": lambda m, a, b, t: m.info_nce_loss(
-        a, b, t, symmetric=True, key_bias=b[:, 0] - 2 * a[:, 1], query_bias=a[:, 0] + b[:, 2]
+        a,
+        b,
+        t,
+        symmetric=True,
+        key_bias=b[:, 0] / 3 - a[:, 1] / 2,
+        query_bias=a[:, 0] / 2 - b[:, 2] / 3,
     ),
     "hard, key bias": lambda m, a, b, t: m.info_nce_loss(
         a,
         b,
         t,
         hard_negatives=torch.stack([a * b, a + b], 1),
-        key_bias=torch.cat([b[:, 0], 2 * a[:, 1], b[:, 2]]),
+        key_bias=torch.cat([b[:, 0], a[:, 1], b[:, 2]]) / 3,
     ),
     "shared hard": lambda m, a, b, t: m.info_nce_loss(
         a, b, t, symmetric=True, reduction="none", hard_negatives=(a * b)[1:]

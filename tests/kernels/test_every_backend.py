@@ -12,6 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in
 
 FEW = ("nt_xent", "sup_con")
 MATRICES = {"shared hard": 2, "directions": 4, "false negatives": 2, "hardness": 2}
+MATRICES |= {"query bias": 2}  # one of the queries and one of the keys
 MATRICES |= {name: 2 for name in LOSSES if name.startswith("dims")}  # one for each prefix
 MATRICES |= {"dims, directions": 2 * MATRICES["directions"], "dims, sigmoid": 1 + 2}
 OTHERS = [name for name in LOSSES if name not in FEW]
