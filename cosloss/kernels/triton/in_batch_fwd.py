@@ -3,8 +3,8 @@
 Rows and columns are dealt out in chunks, and a program has the tiles of one chunk of rows and one
 of columns. A row's partial sum goes to row_sums, (chunks of columns, rows), at the number of the
 program's chunk of columns; a column's to column_sums, (chunks of rows, columns), at that of its
-chunk of rows. So each of these numbers is one program's: nothing is atomic, and two runs give the
-same bits. A second kernel adds up the partial sums.
+chunk of rows. So each of these numbers is one program's, which adds to it in one order: two runs
+give the same bits. A second kernel adds up the partial sums.
 
 Of a symmetric matrix, whose columns' sums are the rows', only the tiles on and above the diagonal
 are walked: no program's chunk of columns comes before its chunk of rows.
@@ -239,13 +239,15 @@ def _add(sums, place, mask, mass, peak, KIND: tl.constexpr):
 
     mask: which of them, or None for all.
     """
-    before = _load(sums[0] + place, mask, 0.0)
     if KIND == "logsumexp":
-        highest = _load(sums[1] + place, mask, EMPTY)
+        before, highest = _load(sums[0] + place, mask, 0.0), _load(sums[1] + place, mask, EMPTY)
         now = tl.maximum(highest, peak)
         tl.store(sums[1] + place, now, mask=mask)
         before, mass = before * exponential(highest - now), mass * exponential(peak - now)
-    tl.store(sums[0] + place, before + mass, mask=mask)
+        tl.store(sums[0] + place, before + mass, mask=mask)
+    else:
+        # by the memory, whose answer no one waits for
+        tl.atomic_add(sums[0] + place, mass, mask=mask, sem="relaxed", scope="cta")
 
 
 @triton.jit

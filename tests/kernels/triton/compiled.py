@@ -3,8 +3,9 @@
 One line per kernel and block shape: seconds of compilation, shared memory, registers, the local
 memory that registers spill to, what multiplies, and the instructions of a thread for a tile of its
 main loop. The exit status is 1 where a kernel spills, takes more shared memory than its card has or
-`block_shapes` says, has Hopper's products wait for one another, masks tiles that have no mask, or
-is in no configuration that fits. With `--quick`, a few dtypes and widths only.
+`block_shapes` says, has Hopper's products wait for one another, masks tiles that have no mask,
+waits for sums that it adds to, or is in no configuration that fits. With `--quick`, a few dtypes
+and widths only.
 
     TRITON_INTERPRET=0 python -m tests.kernels.triton.compiled [--quick | --cards 80 90 ...]
 """
@@ -18,12 +19,14 @@ import torch
 
 from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
 from cosloss.kernels.triton import block_shapes, cosine_similarity, in_batch, unit_rows
+from cosloss.kernels.triton.walk import SPANS
 from cosloss.problem import Mask, PositiveMask, Problem
 from tests.kernels.triton.compiling import CARDS, Launch, compiling
 
 SPILL_LIMIT = 128  # bytes per thread
 ROWS = 8200  # a large batch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BACKWARD = "in_batch_bwd_kernel"  # which loads a slope of each column
 FORMS = ("exp", "logsumexp", "softplus", "hinge", "limits")
 
 Job = tuple[int, Callable[..., None], tuple]  # a card's capability, what compiles, its arguments
@@ -113,15 +116,17 @@ def judged(launch: Launch, capability: int, dtype: torch.dtype, columns: int) ->
     limit = _said(launch, capability, dtype, columns)
     loop = launch.main_loop() if launch.name.startswith("in_batch") else None
     logits = _logits(launch)
-    faults = {
-        # ids are compared in every tile, and so are a hinge's and softplus's logits; rows in parts
-        # and float32 that is split have selects of their own
-        "masks the tiles without a mask": loop is not None
-        and launch.cores == "wgmma"
+    # ids are compared in every tile, and so are a hinge's and softplus's logits; rows in parts and
+    # float32 that is split have selects of their own
+    bare = (
+        launch.cores == "wgmma"
         and dtype.itemsize == 2
         and launch.constants["KIND"] == "exp"
         and launch.constants["WHOLE"]
-        and loop.selects > logits / 2,
+    )
+    faults = {
+        "masks the tiles without a mask": bare and loop.selects > 2 * SPANS.value + logits / 2,
+        "reads back what it adds to": bare and launch.name != BACKWARD and loop.loads > 0,
         f"spills more than {SPILL_LIMIT} B": spilled > SPILL_LIMIT,
         f"takes more than {limit / 1024:.0f} KiB": launch.shared > limit,
         "wgmmas wait for one another": launch.serialised(),
@@ -148,7 +153,7 @@ def _said(launch: Launch, capability: int, dtype: torch.dtype, columns: int) -> 
     card, constants = CARDS[capability], launch.constants
     tables = {
         "in_batch_fwd_kernel": block_shapes.FORWARD,
-        "in_batch_bwd_kernel": block_shapes.BACKWARD,
+        BACKWARD: block_shapes.BACKWARD,
     }
     if launch.name not in tables:
         return card.shared

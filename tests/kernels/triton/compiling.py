@@ -36,14 +36,19 @@ CARDS = {
 SHAPE = ("BLOCK", "BLOCK_M", "BLOCK_N", "BLOCK_D", "ROWS", "COLUMNS", "WHOLE")
 PRODUCT = re.compile("HGMMA|HMMA|UTC.*MMA")
 SELECT = re.compile("FSEL|FSETP|SEL|ISETP")
+LOAD = re.compile(r"LDG\b")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Loop(NamedTuple):
-    """A loop in machine code: its instructions, and how many of them compare or select."""
+    """A loop in machine code: its instructions, and how many of them compare, or wait for memory.
+
+    selects: that compare or select. loads: of global memory, other than what is copied ahead.
+    """
 
     instructions: int
     selects: int
+    loads: int
 
 
 class Launch(NamedTuple):
@@ -102,7 +107,11 @@ class Launch(NamedTuple):
         ]
         found = (code[begin:end] for begin, end in inner)
         return min(
-            (Loop(len(x), sum(map(bool, map(SELECT.match, x)))) for x in found), default=None
+            (
+                Loop(len(x), *(sum(map(bool, map(y.match, x))) for y in (SELECT, LOAD)))
+                for x in found
+            ),
+            default=None,
         )
 
     def shape(self) -> str:

@@ -37,19 +37,20 @@ def test_kernels_compile_and_fit_where_memory_and_registers_are_short():
 
 
 @pytest.mark.parametrize(
-    ("capability", "spilled", "kib", "serialised", "selects", "said"),
+    ("capability", "spilled", "kib", "serialised", "selects", "loads", "said"),
     [
-        (80, 128, 163, False, 16, ""),
-        (80, 129, 163, False, 0, "SPILLS MORE THAN 128 B"),
-        (86, 0, 100, False, 0, "TAKES MORE THAN 99 KIB"),
-        (90, 0, 227, True, 0, "WGMMAS WAIT FOR ONE ANOTHER"),
-        (90, 0, 227, False, 17, "MASKS THE TILES WITHOUT A MASK"),
+        (80, 128, 163, False, 26, 0, ""),
+        (80, 129, 163, False, 0, 0, "SPILLS MORE THAN 128 B"),
+        (86, 0, 100, False, 0, 0, "TAKES MORE THAN 99 KIB"),
+        (90, 0, 227, True, 0, 0, "WGMMAS WAIT FOR ONE ANOTHER"),
+        (90, 0, 227, False, 27, 0, "MASKS THE TILES WITHOUT A MASK"),
+        (90, 0, 227, False, 0, 1, "READS BACK WHAT IT ADDS TO"),
     ],
 )
-def test_what_is_refused(capability, spilled, kib, serialised, selects, said, monkeypatch):
+def test_what_is_refused(capability, spilled, kib, serialised, selects, loads, said, monkeypatch):
     monkeypatch.setattr(Launch, "usage", lambda launch: (255, spilled))
     monkeypatch.setattr(Launch, "serialised", lambda launch: serialised)
-    monkeypatch.setattr(Launch, "main_loop", lambda launch: Loop(400, selects))
+    monkeypatch.setattr(Launch, "main_loop", lambda launch: Loop(400, selects, loads))
     metadata = SimpleNamespace(name="in_batch_kernel", shared=kib * 1024, num_warps=4, num_stages=2)
     constants = {"KIND": "exp", "BLOCK": 64, "WHOLE": True}  # 32 logits of each thread
     launch = Launch(SimpleNamespace(metadata=metadata, asm={"ptx": "wgmma"}), constants, 1.0)
