@@ -24,6 +24,7 @@ from cosloss.distributed import NO_SECOND, NOT_PLAIN, Peers
 from cosloss.kernels import dispatch, eager
 from cosloss.modes import differentiates_itself, without_autocast
 from cosloss.ops import custom_ops, gathered
+from cosloss.ops.inputs import grads_of_inputs, inputs_of
 from cosloss.ops.operands import Operands, Rows, input_grads, operands_of, positives_of, tile_needs
 from cosloss.problem import Problem
 
@@ -232,14 +233,15 @@ def _tiled_grads(
             operands = replace(ctx.operands)  # what is released of it is there another time
         else:
             operands = operands_of(kernels.unit_rows, rows, temperature, bias, problem, ctx.dtype)
-        needed = tile_needs(rows, bias, problem, needs)
-        factor = None
         if ctx.folded is not None:
-            gradients = kernels.in_batch.backward_folded(
-                operands.r, operands.c, problem, ctx.folded, needed
+            d_positive = ctx.folded.d_positive
+            inputs = inputs_of(rows, temperature, problem, operands, d_positive, needs, grad)
+            reached = kernels.in_batch.input_grads_folded(
+                operands.r, operands.c, problem, inputs, ctx.folded
             )
-            d_positive, factor = ctx.folded.d_positive, grad
-        elif ctx.peers is not None:
+            return grads_of_inputs(reached, rows, temperature, problem, operands, d_positive, needs)
+        needed = tile_needs(rows, bias, problem, needs)
+        if ctx.peers is not None:
             gradients, d_positive = gathered.backward(
                 kernels.in_batch, grad, operands, problem, ctx.peers, needed, found
             )
@@ -248,17 +250,28 @@ def _tiled_grads(
             d_loss = grad if ctx.weights is None else grad * ctx.weights
             d_stat, d_positive = problem.criterion.loss_grad(stat, positives_of(operands, problem))
             d_positive = d_loss * d_positive
+            on_stats = {
+                "d_stat": d_loss * d_stat,
+                "stat": stat,
+                "d_pos_logit": problem.d_pos_logit(d_positive),
+            }
+            if kernels.in_batch.REACHES_INPUTS and operands.column_bias is None:
+                inputs = inputs_of(rows, temperature, problem, operands, d_positive, needs)
+                reached = kernels.in_batch.input_grads(
+                    operands.r, operands.c, operands.bias, problem, inputs, **on_stats
+                )
+                return grads_of_inputs(
+                    reached, rows, temperature, problem, operands, d_positive, needs
+                )
             gradients = kernels.in_batch.backward(
                 operands.r,
                 operands.c,
                 operands.bias,
                 problem,
-                d_stat=d_loss * d_stat,
-                stat=stat,
                 needs=needed,
-                d_pos_logit=problem.d_pos_logit(d_positive),
+                **on_stats,
             )
-        of_rows = operands, gradients, d_positive, needs, factor
+        of_rows = operands, gradients, d_positive, needs
         return input_grads(kernels.unit_rows, rows, temperature, problem, *of_rows)
 
 

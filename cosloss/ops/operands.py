@@ -146,31 +146,21 @@ def input_grads(
     gradients: Gradients,
     d_positive: Tensor,
     needs: Sequence[bool],
-    factor: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """The gradients on temperature, bias and rows, where needed, from those on the operands.
-
-    factor: of those on rows, for a backend whose `unit_rows` takes it; the others are not needed.
-    """
-    further = {} if factor is None else {"factor": factor}
+    """The gradients on temperature, bias and rows, where needed, from those on the operands."""
     pair, norms = operands.pair, operands.norms
     needs_temperature, needs_bias, *needs_rows = needs
     grad_r, grad_c, grad_bias = _without_bias_columns(gradients, operands, d_positive)
     views, negatives = views_of(rows), rows[2]
-    d_pair = None
-    if pair is not None:
-        d_pair = -d_positive if problem.criterion.distance else d_positive
-        d_pair = d_pair.to(pair.dtype)
-        if d_pair.shape != pair.shape:
-            d_pair = pad(d_pair, (0, pair.shape[0] - d_pair.shape[0]))
+    d_pair = d_pair_of(operands, d_positive, problem)
     d_temperature = None
     if isinstance(temperature, Tensor) and needs_temperature:
         along = _inner(operands.r, grad_r)
         if operands.c is not None:
             along = along + _inner(operands.c, grad_c)
-        if pair is not None and d_pair is not None:
-            along = along + 2 * _inner(pair, d_pair)
-        d_temperature = (-along / (2 * temperature.to(along))).to(temperature)
+        d_temperature = temperature_grad(temperature, along, pair, d_pair)
+    if d_pair is not None and pair is not None and d_pair.shape != pair.shape:
+        d_pair = pad(d_pair, (0, pair.shape[0] - d_pair.shape[0]))
     operands.release()
     d_views: list[Tensor | None] = [None, None]
     d_negatives = None
@@ -183,7 +173,7 @@ def input_grads(
             grads = [None] if grad_r is None else grad_r.chunk(len(views))
         needed = needs_rows[: len(views)]
         d_views[: len(views)] = unit_rows.backward(
-            grads[: len(views)], d_pair, views, norms[0], needed, scale=scale, **further
+            grads[: len(views)], d_pair, views, norms[0], needed, scale=scale
         )
     if negatives is not None and needs_rows[2]:
         assert grad_c is not None
@@ -194,9 +184,25 @@ def input_grads(
             norms[1],
             [True],
             scale=scale,
-            **further,
         )
     return [d_temperature, grad_bias if needs_bias else None, *d_views, d_negatives]
+
+
+def d_pair_of(operands: Operands, d_positive: Tensor, problem: Problem) -> Tensor | None:
+    """The gradient on the pairs' products that have one, the first view's first."""
+    if operands.pair is None:
+        return None
+    d_pair = -d_positive if problem.criterion.distance else d_positive
+    return d_pair.to(operands.pair.dtype)
+
+
+def temperature_grad(
+    temperature: Tensor, along: Tensor, pair: Tensor | None, d_pair: Tensor | None
+) -> Tensor:
+    """The gradient on the temperature; along: <R, grad_R> + <C, grad_C>, 0-d, float64."""
+    if pair is not None and d_pair is not None:
+        along = along + 2 * _inner(pair[: d_pair.shape[0]], d_pair)
+    return (-along / (2 * temperature.to(along))).to(temperature)
 
 
 def _without_bias_columns(

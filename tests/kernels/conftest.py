@@ -43,7 +43,7 @@ def backend(request, monkeypatch):
     dtype = torch.float64 if name == "eager" else torch.float32
     rows = 20 if name == "triton" else 70
     found = Backend(module, dtype, rows, 4 * torch.finfo(dtype).eps)
-    for function in ("forward", "backward", "forward_backward"):
+    for function in ("forward", "backward", "forward_backward", "input_grads"):
         if hasattr(module, function):
             monkeypatch.setattr(module, function, _noted(module, function, found.computed))
     with dispatch.use(name):

@@ -168,5 +168,13 @@ def test_the_judge_catches_a_wrong_gradient(backend, loss, change, monkeypatch):
             return *rest, planted(grads)
 
         monkeypatch.setattr(backend.module, "forward_backward", wrong_both)
+    if backend.module.REACHES_INPUTS:
+        reach = backend.module.input_grads
+
+        def wrong_inputs(*arguments, **keywords):
+            found = reach(*arguments, **keywords)
+            return found._replace(sources=planted(found.sources))
+
+        monkeypatch.setattr(backend.module, "input_grads", wrong_inputs)
     with pytest.raises(AssertionError):
         test_value_and_gradients_are_the_twins(backend, loss, 0.3)

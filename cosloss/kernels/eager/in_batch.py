@@ -15,6 +15,7 @@ from cosloss.problem import Problem
 
 KEEPS_TILES = True
 SHARES_PREFIXES = True
+REACHES_INPUTS = False
 
 
 def _loop(

@@ -23,6 +23,7 @@ from cosloss.problem import ALL, Problem
 
 KEEPS_TILES = True
 SHARES_PREFIXES = True
+REACHES_INPUTS = False
 
 STATS = ("row_stats", "column_stats", "row_max", "column_max")
 

@@ -128,6 +128,8 @@ BACKWARD: Table = {
 # part of a gradient that it adds up
 PART = {2: 64, 4: 32}
 WIDEST_GRADIENT = {2: 512, 4: 256}
+# the widest rows whose gradient is taken on to their sources by the program that has it
+REACHES = {2: 512, 4: 256}
 
 
 @cache
@@ -163,6 +165,11 @@ def backward_configs(d: int, size: int, card: Card, kind: str) -> tuple[Config, 
 def gradient_width(d: int, size: int) -> int:
     """The columns of the gradient that a program adds up."""
     return min(_power_of_2(d), WIDEST_GRADIENT[size])
+
+
+def reaches(d: int, size: int) -> bool:
+    """Whether a program has all of its rows' gradient, and registers to take it to its sources."""
+    return d <= REACHES[size]
 
 
 def even(d: int, size: int) -> bool:

@@ -14,16 +14,17 @@ import triton
 from torch import Tensor
 
 from cosloss.criteria import Criterion, empty_lse
+from cosloss.kernels.inputs import InputGrads, Inputs
 from cosloss.kernels.schedule import Needs
 from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
-from cosloss.kernels.triton import block_shapes
+from cosloss.kernels.triton import block_shapes, unit_rows
 from cosloss.kernels.triton.card import card_of
-from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
 from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel
+from cosloss.kernels.triton.in_batch_grads import Matrix, gradient, matrix_of, source_grads
 from cosloss.kernels.triton.in_batch_stats import in_batch_stats_kernel, in_batch_total_kernel
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, limits_of, precision
 from cosloss.kernels.triton.tuning import launch_fastest
-from cosloss.problem import Mask, Problem
+from cosloss.problem import Problem
 
 # float16's d_logits are scaled to at most this: the smallest that count are normal numbers
 LARGEST_FLOAT16_GRAD = 2.0**13
@@ -31,6 +32,7 @@ LARGEST_FLOAT16_GRAD = 2.0**13
 CHUNKS = 32
 KEEPS_TILES = False  # a gradient that comes early saves no work
 SHARES_PREFIXES = False
+REACHES_INPUTS = True
 NUM_PARTIALS = 32  # partial sums that a program adds up at once
 STATS_BLOCK = 64  # rows whose sums it adds up
 # of `in_batch_stats_kernel`, each None where it is not written or read
@@ -40,16 +42,6 @@ OUTPUTS = (
 )
 
 Partials = tuple[Tensor | None, Tensor | None]
-
-
-class Side(NamedTuple):
-    """The rows or the columns: their vectors, the loss's gradient on them, and their classes."""
-
-    vectors: Tensor
-    d_stat: Tensor | None
-    shift: Tensor | None
-    d_pos: Tensor | None
-    classes: Tensor | None
 
 
 class Folded(NamedTuple):
@@ -122,11 +114,93 @@ def forward_folded(
     return Folded(total, LossGrads(*problem.split(d_stat, r, c), *shifts, None, None), d_positive)
 
 
-def backward_folded(
-    r: Tensor, c: Tensor | None, problem: Problem, folded: Folded, needs: Needs
+def backward(
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    problem: Problem,
+    *,
+    d_stat: Tensor,
+    stat: Tensor,
+    needs: Needs,
+    d_pos_logit: Tensor | None = None,
 ) -> Gradients:
-    """The gradients on r and c that are needed, for a gradient of 1 on the loss."""
-    return _gradients(*_operands(r, c), c is None, None, problem, folded.grads, needs, None)
+    """Gradients on r, c and bias, each only where `needs` asks, from that on the statistics.
+
+    d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
+    """
+    matrix = _matrix(r, c, bias, problem, d_stat, stat, d_pos_logit)
+    grad_r = grad_c = grad_bias = None
+    if needs[0] or needs[2]:
+        parts, sums = gradient(matrix, needs[2])
+        grad_r, grad_bias = _total(parts), _bias_grad(sums, bias)
+    if c is not None and needs[1]:
+        grad_c = _total(gradient(matrix.transposed())[0])
+    return grad_r if needs[0] else None, grad_c, grad_bias
+
+
+def input_grads(
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    d_stat: Tensor,
+    stat: Tensor,
+    d_pos_logit: Tensor | None = None,
+) -> InputGrads:
+    """The same on what r and c were scaled from."""
+    return _input_grads(_matrix(r, c, bias, problem, d_stat, stat, d_pos_logit), inputs)
+
+
+def input_grads_folded(
+    r: Tensor, c: Tensor | None, problem: Problem, inputs: Inputs, folded: Folded
+) -> InputGrads:
+    """The same of a loss that is folded, for a gradient of 1 on it."""
+    return _input_grads(matrix_of(*_operands(r, c), None, problem, folded.grads, None), inputs)
+
+
+def _matrix(
+    r: Tensor,
+    c: Tensor | None,
+    bias: Tensor | None,
+    problem: Problem,
+    d_stat: Tensor,
+    stat: Tensor,
+    d_pos_logit: Tensor | None,
+) -> Matrix:
+    rows, columns = _operands(r, c)
+    scale = None
+    if rows.dtype == torch.float16:
+        largest = d_stat.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (largest / LARGEST_FLOAT16_GRAD).float()
+        d_stat = d_stat / scale
+        d_pos_logit = None if d_pos_logit is None else d_pos_logit / scale
+    grads = loss_grads(problem, d_stat, stat, d_pos_logit, r, c, torch.float32)
+    return matrix_of(rows, columns, bias, problem, grads, scale)
+
+
+def _input_grads(matrix: Matrix, inputs: Inputs) -> InputGrads:
+    found, alongs, sums = source_grads(matrix, inputs.rows, inputs, inputs.bias)
+    if any(source.wanted for source in inputs.columns):
+        on_columns, more, _ = source_grads(matrix.transposed(), inputs.columns, inputs)
+        found, alongs = found + on_columns, alongs + more
+    else:
+        found += [None] * len(inputs.columns)
+    found += unit_rows.reach([None] * len(inputs.apart), inputs.apart, inputs)[0]
+    along = torch.cat(alongs).sum() if inputs.along else None
+    return InputGrads(found, along, _bias_grad(sums, matrix.bias))
+
+
+def _total(parts: Tensor) -> Tensor:
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+
+
+def _bias_grad(sums: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    if sums is None or bias is None:
+        return None
+    return sums.sum(dtype=torch.float64).to(bias.dtype)
 
 
 def _sums(
@@ -170,119 +244,9 @@ def _sums(
     return n, row_sums, column_sums
 
 
-def backward(
-    r: Tensor,
-    c: Tensor | None,
-    bias: Tensor | None,
-    problem: Problem,
-    *,
-    d_stat: Tensor,
-    stat: Tensor,
-    needs: Needs,
-    d_pos_logit: Tensor | None = None,
-) -> Gradients:
-    """Gradients on r, c and bias, each only where `needs` asks, from that on the statistics.
-
-    d_pos_logit: like the statistics, the gradient on the logit of each of a row's positives.
-    """
-    rows, columns = _operands(r, c)
-    grad_scale = None
-    if rows.dtype == torch.float16:
-        largest = d_stat.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-        grad_scale = (largest / LARGEST_FLOAT16_GRAD).float()
-        d_stat = d_stat / grad_scale
-        d_pos_logit = None if d_pos_logit is None else d_pos_logit / grad_scale
-    grads = loss_grads(problem, d_stat, stat, d_pos_logit, r, c, torch.float32)
-    return _gradients(rows, columns, c is None, bias, problem, grads, needs, grad_scale)
-
-
-def _gradients(
-    rows: Tensor,
-    columns: Tensor,
-    symmetric: bool,
-    bias: Tensor | None,
-    problem: Problem,
-    grads: LossGrads,
-    needs: Needs,
-    grad_scale: Tensor | None,
-) -> Gradients:
-    """Gradients on r, c and bias, from that on the statistics in the form that a logit's has."""
-    own, other = _sides(rows, columns, grads, problem)
-    grad_r = grad_c = grad_bias = None
-    if needs[0] or needs[2]:
-        grad_r, sums = _gradient(own, other, bias, grad_scale, problem, problem.mask, needs[2])
-        if bias is not None and sums is not None:
-            grad_bias = sums.sum(dtype=torch.float64).to(bias.dtype)
-    if not symmetric and needs[1]:
-        mask = problem.mask.transposed()
-        grad_c, _ = _gradient(other, own, bias, grad_scale, problem, mask, False)
-    return grad_r if needs[0] else None, grad_c, grad_bias
-
-
-def _gradient(
-    own: Side,
-    other: Side,
-    bias: Tensor | None,
-    grad_scale: Tensor | None,
-    problem: Problem,
-    mask: Mask,
-    sums: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient on a side's vectors in float32, and if asked for, its rows' sums of d_logits."""
-    n, d = own.vectors.shape
-    m = other.vectors.shape[0]
-    size = own.vectors.element_size()
-    parts = triton.cdiv(d, block_shapes.gradient_width(d, size))
-    splits = _splits(own.vectors, m, parts)
-    grad = own.vectors.new_empty(splits, n, d, dtype=torch.float32)
-    d_logit_sums = grad.new_empty(splits, n) if sums else None
-    launch_fastest(
-        in_batch_bwd_kernel,
-        block_shapes.backward_configs(d, size, card_of(grad), problem.criterion.kind),
-        lambda chosen: (triton.cdiv(n, chosen["BLOCK_M"]), parts, splits),
-        like=grad,
-        key=("KIND",),
-        r=own.vectors,
-        c=other.vectors,
-        bias=bias,
-        d_rows=own.d_stat,
-        d_columns=other.d_stat,
-        row_shift=own.shift,
-        column_shift=other.shift,
-        grad_scale=grad_scale,
-        grad=grad,
-        d_logit_sums=d_logit_sums,
-        ids=ids_of(mask),
-        limits=limits_of(mask),
-        diagonals=diagonals_of(mask),
-        classes=(own.classes, other.classes),
-        d_pos=None if own.d_pos is None else (own.d_pos, other.d_pos),
-        rows=n,
-        columns=m,
-        D=d,
-        margin=problem.criterion.margin,
-        KIND=problem.criterion.kind,
-        DIAGONALS=len(mask.diagonals),
-        PRECISION=precision(own.vectors.dtype),
-        EVEN=block_shapes.even(d, size),
-    )
-    return grad[0] if splits == 1 else grad.sum(0), d_logit_sums
-
-
 def _operands(r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
     rows = r.contiguous()
     return rows, rows if c is None else c.contiguous()
-
-
-def _sides(rows: Tensor, columns: Tensor, grads: LossGrads, problem: Problem) -> tuple[Side, Side]:
-    """The rows' and the columns' side."""
-    classes: tuple[Tensor | None, Tensor | None] = (None, None)
-    if problem.positives is not None:
-        classes = problem.positives.rows.contiguous(), problem.positives.columns.contiguous()
-    return (
-        Side(rows, grads.d_rows, grads.row_shift, grads.d_row_pos, classes[0]),
-        Side(columns, grads.d_columns, grads.column_shift, grads.d_column_pos, classes[1]),
-    )
 
 
 def _chunks(rows: int, columns: int, symmetric: bool) -> tuple[int, int]:
@@ -330,9 +294,3 @@ def _add_up(partials: Partials, criterion: Criterion, **outputs: Any) -> None:
 def _programs(count: int) -> int:
     """The number of programs that add up so many sums."""
     return int(triton.cdiv(count, STATS_BLOCK))
-
-
-def _splits(rows: Tensor, columns: int, parts: int) -> int:
-    """Into how many parts the columns are dealt, so that a small batch occupies the device."""
-    programs = triton.cdiv(rows.shape[0], 64) * parts
-    return max(1, min(2 * card_of(rows).processors // programs, triton.cdiv(columns, 128)))

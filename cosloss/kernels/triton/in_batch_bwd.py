@@ -4,9 +4,10 @@ A program goes over the columns tile by tile, computes the logits again, and add
 
     grad_i = sum_j d_logit_ij c_j
 
-in registers, d_logit as `cosloss.kernels.stats.LossGrads` has it. A gradient wider than BLOCK_D is
-done in parts, each of which computes the logits; of a small batch the columns are dealt out to
-`splits` programs, whose sums are added up afterwards.
+in registers, d_logit as `cosloss.kernels.stats.LossGrads` has it. Where that is all of the gradient
+on its rows, the program takes it on to the embeddings that these were scaled from. A gradient wider
+than BLOCK_D is done in parts, each of which computes the logits; of a small batch the columns are
+dealt out to `splits` programs, whose sums are added up afterwards.
 """
 
 import triton
@@ -20,6 +21,7 @@ from cosloss.kernels.triton.tile import (
     slope,
     with_mask,
 )
+from cosloss.kernels.triton.unit_rows import ROWS_OF, write_whole_grads
 from cosloss.kernels.triton.walk import masked_tile, masked_tiles, plain_tile, spans_of
 
 
@@ -40,11 +42,16 @@ def in_batch_bwd_kernel(
     diagonals,
     classes,
     d_pos,
+    starts,
+    first_part,
+    second_part,
+    common,
     rows,
     columns,
     D,
     margin,
     KIND: tl.constexpr,
+    REACHES: tl.constexpr,
     DIAGONALS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
@@ -54,8 +61,24 @@ def in_batch_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = row < rows
+    """grad: where the gradient on all rows goes. REACHES: or rather on to two parts' embeddings.
+
+    starts: the numbers of the parts' first rows. first_part, second_part: each a `Part`, or Nones.
+    common: what `common_of` gives.
+    """
+    block = tl.program_id(0)
+    begin, end = 0, rows
+    if second_part[0] is not None:
+        blocks = tl.cdiv(first_part[ROWS_OF], BLOCK_M)
+        of_second = block >= blocks
+        block = tl.where(of_second, block - blocks, block)
+        begin = tl.where(of_second, starts[1], starts[0])
+        end = begin + tl.where(of_second, second_part[ROWS_OF], first_part[ROWS_OF])
+    elif REACHES:
+        begin, end = starts[0], starts[0] + first_part[ROWS_OF]
+    first_row = begin + block * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    inside = row < end
     part = tl.program_id(1) * BLOCK_D
     column_blocks = tl.cdiv(columns, BLOCK_N)
     share = tl.cdiv(column_blocks, tl.num_programs(2))
@@ -75,7 +98,7 @@ def in_batch_bwd_kernel(
     d_logit_sum = tl.zeros((BLOCK_M,), tl.float32)
     # rows that do not fill their block need no mask: nothing of theirs is written
     spans = spans_of(
-        tl.program_id(0) * BLOCK_M,
+        first_row,
         first,
         last,
         columns,
@@ -131,9 +154,18 @@ def in_batch_bwd_kernel(
     split = tl.program_id(2).to(tl.int64) * rows
     if d_logit_sums is not None and part == 0:
         tl.store(d_logit_sums + split + row, d_logit_sum * scale, mask=inside)
-    place = part + tl.arange(0, BLOCK_D)
-    pointers = grad + (split + row.to(tl.int64))[:, None] * D + place[None, :]
-    tl.store(pointers, acc * scale, mask=inside[:, None] & (place < D)[None, :])
+    if not REACHES:
+        place = part + tl.arange(0, BLOCK_D)
+        pointers = grad + (split + row.to(tl.int64))[:, None] * D + place[None, :]
+        tl.store(pointers, acc * scale, mask=inside[:, None] & (place < D)[None, :])
+    else:
+        own_row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        if second_part[0] is None:
+            write_whole_grads(first_part, acc * scale, own_row, common, D, BLOCK_D)
+        elif of_second:
+            write_whole_grads(second_part, acc * scale, own_row, common, D, BLOCK_D)
+        else:
+            write_whole_grads(first_part, acc * scale, own_row, common, D, BLOCK_D)
 
 
 @triton.jit

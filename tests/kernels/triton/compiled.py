@@ -18,13 +18,14 @@ from multiprocessing import Pool
 import torch
 
 from cosloss.criteria import CosineEmbedding, CrossEntropy, DecoupledCrossEntropy, SigmoidContrast
+from cosloss.kernels.inputs import Inputs, Source
 from cosloss.kernels.triton import block_shapes, cosine_similarity, in_batch, unit_rows
 from cosloss.kernels.triton.walk import SPANS
 from cosloss.problem import Mask, PositiveMask, Problem
 from tests.kernels.triton.compiling import CARDS, Launch, compiling
 
 SPILL_LIMIT = 128  # bytes per thread
-ROWS = 8200  # a large batch
+ROWS = 24000  # a large batch, whose programs have all columns
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BACKWARD = "in_batch_bwd_kernel"  # which loads a slope of each column
 FORMS = ("exp", "logsumexp", "softplus", "hinge", "limits")
@@ -71,8 +72,24 @@ def compile_engine(dtype: torch.dtype, columns: int, form: str) -> None:
     d_pos_logit = None if matrix.positives is None else total
     asked = {"needs": needs, "d_pos_logit": d_pos_logit}
     in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
+    asked = {"d_stat": total, "stat": total, "d_pos_logit": d_pos_logit}
+    in_batch.input_grads(r, c, bias, matrix, _inputs(r, c, bias), **asked)
     if in_batch.folds(matrix, bias, dtype):
         in_batch.forward_folded(r, c, matrix, weights=0.1, positive=total.float())
+
+
+def _inputs(r: torch.Tensor, c: torch.Tensor | None, bias: torch.Tensor | None) -> Inputs:
+    """Two views that are the rows, or the first view that is, with a temperature that is learnt."""
+    norm = torch.zeros(ROWS, dtype=torch.float64)
+    if c is None:
+        x, pair = r.chunk(2)
+        on_x, on_pair = norm.chunk(2)
+        sources = [Source(x, on_x, True, pair, on_pair), Source(pair, on_pair, True, x, on_x)]
+        pulls = torch.zeros(ROWS).chunk(2)
+        return Inputs(sources, (), (), 3.0, pulls, torch.zeros(()), False, False)
+    rows, columns = Source(r, norm, True, c, norm), Source(c, norm, True, r, norm)
+    pulls, scale = [torch.zeros(ROWS)], torch.zeros(())
+    return Inputs([rows], [columns], (), scale, pulls, None, True, bias is not None)
 
 
 def jobs(capabilities: Iterable[int]) -> Iterator[Job]:

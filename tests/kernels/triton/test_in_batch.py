@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cosloss import functional, reference
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.triton import card, in_batch, tile, tuning, unit_rows
+from cosloss.kernels.triton import card, in_batch, in_batch_grads, tile, tuning, unit_rows
 from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
@@ -18,6 +18,7 @@ from tests.kernels.triton.engine import (
     use_shapes,
     vectors,
 )
+from tests.losses import LOSSES, inputs
 from tests.slow import slow
 
 pytestmark = [
@@ -30,7 +31,7 @@ NO_LAUNCHES = {
     f"aten::{name}"
     for name in (
         *("empty", "empty_like", "empty_strided", "new_empty", "slice", "as_strided", "chunk"),
-        *("split", "narrow", "select", "detach", "detach_", "to", "promote_types"),
+        *("split", "narrow", "select", "detach", "detach_", "alias", "to", "promote_types"),
         "fill_",  # the tests' own, of memory that is not written yet
     )
 }
@@ -45,12 +46,12 @@ def calls(monkeypatch):
         function = getattr(in_batch, name)
 
         def noted(*arguments, **keywords):
-            names.append(name.removesuffix("_folded"))
+            names.append("forward" if "forward" in name else "backward")
             return function(*arguments, **keywords)
 
         monkeypatch.setattr(in_batch, name, noted)
 
-    for name in ("forward", "backward", "forward_folded", "backward_folded"):
+    for name in ("forward", "backward", "input_grads", "forward_folded", "input_grads_folded"):
         note(name)
     return names
 
@@ -89,6 +90,39 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
     r, c = problem(41, columns, 37)
     matrix = Problem(CRITERIA[kind], Mask((0, 3, -3)), True)
     assert_gradients(r, c, None, matrix, (True, c is not None, False))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("learnt", [False, True], ids=["fixed", "learnt"])
+@pytest.mark.parametrize("loss", ["nt_xent", "sigmoid", *slow("queue", "hard", "sup_con")])
+@pytest.mark.parametrize("wanted", [[True, True], *slow([True, False], [False, True])], ids=str)
+def test_the_way_on_to_the_embeddings(wanted, loss, learnt, splits, monkeypatch):
+    monkeypatch.setattr(in_batch_grads, "_splits", lambda matrix: splits)
+    in_memory = []
+    reach = unit_rows.reach
+    monkeypatch.setattr(
+        unit_rows, "reach", lambda *given: in_memory.extend(given[0]) or reach(*given)
+    )
+    z1, z2, temperature = inputs(41, 37, torch.float32)
+    z1[3], z2[5] = 0, 0
+    if loss in ("nt_xent", "sigmoid"):  # the others multiply their rows, beyond float32
+        z1[7] *= 8e37  # whose norm is beyond it
+        z2[8] *= 1e-40
+
+    def grads(module, dtype):
+        given = [z1.to(dtype), z2.to(dtype), temperature.to(dtype)]
+        for x, want in zip(given, (*wanted, learnt), strict=True):
+            x.requires_grad_(want)
+        of_loss = [*given[:2], given[2] if learnt else 0.3]
+        value = LOSSES[loss](module, *of_loss)
+        weight = torch.linspace(0.37e-4, 1.4e-4, value.numel(), dtype=dtype).view_as(value)
+        return torch.autograd.grad(value, [x for x in given if x.requires_grad], weight)
+
+    ours, exact = grads(functional, torch.float32), grads(reference, torch.float64)
+    assert (splits > 1) == any(grad is not None for grad in in_memory)
+    for found, true in zip(ours, exact, strict=True):
+        size = true.abs() if true.ndim == 0 else true.abs().amax(1, keepdim=True)
+        assert ((found - true).abs() <= 4e-6 * size.clamp_min(1e-38)).all()
 
 
 @pytest.mark.parametrize("two_way", [True, False], ids=["two-way", "one-way"])
@@ -215,16 +249,28 @@ def test_the_judge_catches_a_wrong_gradient(change, monkeypatch):
         assert_gradients(r, None, None, matrix, (True, False, False))
 
 
-def test_a_step_of_a_small_batch_is_six_launches(monkeypatch):
+BACKWARD = ["in_batch_bwd_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "processors", "backward"),
+    [
+        # the columns of a small batch are dealt out to programs whose sums are added up
+        ("nt_xent_loss", 256, 132, [*BACKWARD, "unit_rows_bwd_kernel"]),
+        ("nt_xent_loss", 256, 1, BACKWARD),
+        ("info_nce_loss", 256, 1, [*BACKWARD, *BACKWARD]),
+    ],
+)
+def test_a_step_is_six_launches_at_most(loss, rows, processors, backward, monkeypatch):
+    monkeypatch.setattr(card, "INTERPRETER", card.INTERPRETER._replace(processors=processors))
     launched = []
     for module in (in_batch, tuning, unit_rows):
         monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: launched.append(kernel))
-    z1, z2 = (x.float().requires_grad_() for x in (vectors(9, 20), vectors(9, 20, seed=1)))
+    z1, z2 = (vectors(rows, 20, seed).float().requires_grad_() for seed in (0, 1))
     one = torch.tensor(1.0)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        functional.nt_xent_loss(z1, z2, 0.5).backward(one)
+        getattr(functional, loss)(z1, z2, 0.5).backward(one)
     sums = ["in_batch_fwd_kernel", "in_batch_stats_kernel", "in_batch_total_kernel"]
-    backward = ["in_batch_bwd_kernel", "unit_rows_bwd_kernel"]
     names = [kernel.__name__ for kernel in launched]
     assert names == ["unit_rows_fwd_kernel", *sums, *backward]
     # of torch's operations, those that would launch nothing

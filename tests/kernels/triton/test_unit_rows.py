@@ -128,5 +128,4 @@ def test_memory_of_a_step_in_bfloat16(monkeypatch):
         return peak_memory(lambda: torch.autograd.grad(nt_xent_loss(*views, 0.1), views)) * 2**20
 
     per_row = (step(3072) - step(1024)) / (2 * 2048)
-    print(per_row)
-    assert per_row * 65536 <= 64e6
+    assert per_row * 65536 <= 40e6
