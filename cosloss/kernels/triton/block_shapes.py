@@ -8,7 +8,9 @@ from functools import cache
 from math import inf
 from typing import NamedTuple
 
+import torch
 import triton
+from torch import Tensor
 from triton import Config
 
 from cosloss.kernels.triton.card import Card
@@ -130,6 +132,7 @@ PART = {2: 64, 4: 32}
 WIDEST_GRADIENT = {2: 512, 4: 256}
 # the widest rows whose gradient is taken on to their sources by the program that has it
 REACHES = {2: 512, 4: 256}
+BANDS_FROM = 512  # columns of half precision, from which a gradient is taken from bands
 
 
 @cache
@@ -167,9 +170,23 @@ def gradient_width(d: int, size: int) -> int:
     return min(_power_of_2(d), WIDEST_GRADIENT[size])
 
 
-def reaches(d: int, size: int) -> bool:
+def reaches(rows: Tensor) -> bool:
     """Whether a program has all of its rows' gradient, and registers to take it to its sources."""
-    return d <= REACHES[size]
+    return rows.shape[1] <= REACHES[rows.element_size()] and not in_bands(rows)
+
+
+def in_bands(rows: Tensor) -> bool:
+    """Whether a gradient on rows is a library's product of bands of d_logits.
+
+    It is where the programs that own it would compute the logits twice and more, or have no room.
+    """
+    narrow = rows.dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None
+    return (
+        narrow
+        and rows.shape[1] >= BANDS_FROM
+        # of which torch has none, unless cuBLAS is told to
+        and not torch.are_deterministic_algorithms_enabled()
+    )
 
 
 def even(d: int, size: int) -> bool:

@@ -213,6 +213,60 @@ def _add_tile(
         x = tl.dot(own, tl.trans(other), input_precision=PRECISION)
     else:
         x = products(r, c, row, column, rows, columns, D, BLOCK_K, PRECISION, False, INSIDE, EVEN)
+    d_logits = d_logits_of(
+        x,
+        bias,
+        d_row,
+        d_columns,
+        shift,
+        column_shift,
+        ids,
+        limits,
+        diagonals,
+        classes,
+        d_pos,
+        row,
+        column,
+        rows,
+        columns,
+        margin,
+        KIND,
+        DIAGONALS,
+        INSIDE,
+    )
+    if SUMS:
+        d_logit_sum += tl.sum(d_logits, 1)
+    acc = tl.dot(d_logits.to(other.dtype), other, acc, input_precision=PRECISION)
+    return acc, d_logit_sum
+
+
+@triton.jit
+def d_logits_of(
+    x,
+    bias,
+    d_row,
+    d_columns,
+    shift,
+    column_shift,
+    ids,
+    limits,
+    diagonals,
+    classes,
+    d_pos,
+    row,
+    column,
+    rows,
+    columns,
+    margin,
+    KIND: tl.constexpr,
+    DIAGONALS: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
+    """The gradient on a tile's logits, 0 at masked ones, from the products x.
+
+    d_row, shift: the rows' numbers. d_columns, column_shift: where the columns' are. INSIDE: see
+    `with_mask`.
+    """
     if bias is not None:
         x += tl.load(bias)
     x = with_mask(x, row, column, rows, columns, ids, limits, diagonals, DIAGONALS, INSIDE)
@@ -238,10 +292,7 @@ def _add_tile(
         of_row = tl.load(d_pos[0] + row, mask=row < rows, other=0)
         of_column = _of_columns(d_pos[1], column, columns, INSIDE)
         d_logits += tl.where(positive, of_row[:, None] + of_column[None, :], 0.0)
-    if SUMS:
-        d_logit_sum += tl.sum(d_logits, 1)
-    acc = tl.dot(d_logits.to(other.dtype), other, acc, input_precision=PRECISION)
-    return acc, d_logit_sum
+    return d_logits
 
 
 @triton.jit

@@ -16,11 +16,15 @@ from cosloss.kernels.inputs import Inputs, Source
 from cosloss.kernels.stats import LossGrads
 from cosloss.kernels.triton import block_shapes, unit_rows
 from cosloss.kernels.triton.card import card_of
+from cosloss.kernels.triton.in_batch_bands import in_batch_bands_kernel
 from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, limits_of, precision
 from cosloss.kernels.triton.tuning import launch_fastest
 from cosloss.kernels.triton.unit_rows import Part
 from cosloss.problem import Mask, Problem
+
+BAND_BYTES = 64 * 2**20  # of d_logits in memory at a time
+BAND_ROWS = 128  # a multiple of which a band has
 
 
 class Side(NamedTuple):
@@ -71,11 +75,58 @@ def matrix_of(
 def gradient(matrix: Matrix, sums: bool = False) -> tuple[Tensor, Tensor | None]:
     """The gradient on the own side, (S, N, D) whose S add up, in float32; its sums of d_logits."""
     vectors = matrix.own.vectors
+    if block_shapes.in_bands(vectors):
+        return _from_bands(matrix, sums)
     splits = _splits(matrix)
     grad = vectors.new_empty(splits, *vectors.shape, dtype=torch.float32)
     d_logit_sums = grad.new_empty(splits, vectors.shape[0]) if sums else None
     _launch(matrix, splits, grad, d_logit_sums)
     return grad, d_logit_sums
+
+
+def _from_bands(matrix: Matrix, sums: bool) -> tuple[Tensor, Tensor | None]:
+    """The same, from bands of d_logits in memory."""
+    vectors, columns = matrix.own.vectors, matrix.other.vectors
+    n, d = vectors.shape
+    m, size = columns.shape[0], vectors.element_size()
+    grad = vectors.new_empty(1, n, d, dtype=torch.float32)
+    height = min(n, max(BAND_BYTES // (size * m) // BAND_ROWS, 1) * BAND_ROWS)
+    band = vectors.new_empty(height, m)
+    blocks = triton.cdiv(m, block_shapes.SMALLEST_BLOCK)
+    # a larger block leaves the rest of them 0
+    d_logit_sums = grad.new_zeros(blocks, n) if sums else None
+    for first in range(0, n, height):
+        last = min(first + height, n)
+
+        def grid(chosen: Any, rows: int = last - first) -> tuple[int, int]:
+            return triton.cdiv(m, chosen["BLOCK"]), triton.cdiv(rows, chosen["BLOCK"])
+
+        launch_fastest(
+            in_batch_bands_kernel,
+            block_shapes.forward_configs(d, size, card_of(vectors)),
+            grid,
+            like=vectors,
+            key=("KIND",),
+            band=band,
+            d_logit_sums=d_logit_sums,
+            first=first,
+            last=last,
+            rows=n,
+            **_numbers(matrix),
+        )
+        _multiply(band[: last - first], columns, out=grad[0, first:last])
+    if matrix.scale is not None:
+        grad *= matrix.scale
+        d_logit_sums = None if d_logit_sums is None else d_logit_sums * matrix.scale
+    return grad, d_logit_sums
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write a b, of half precision, in float32."""
+    if a.is_cuda:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:  # the interpreter's tensors
+        torch.mm(a.float(), b.float(), out=out)
 
 
 def source_grads(
@@ -88,7 +139,7 @@ def source_grads(
     ends = list(accumulate(source.x.shape[0] for source in sources))
     starts = [0, *ends[:-1]]
     vectors = matrix.own.vectors
-    if _splits(matrix) > 1 or not block_shapes.reaches(vectors.shape[1], vectors.element_size()):
+    if _splits(matrix) > 1 or not block_shapes.reaches(vectors):
         grad, d_logit_sums = gradient(matrix, sums)
         on_sources = [grad[:, start:end] for start, end in zip(starts, ends, strict=True)]
         return *unit_rows.reach(on_sources, sources, inputs), d_logit_sums
@@ -111,7 +162,7 @@ def _launch(
     common: tuple[Any, ...] | None = None,
 ) -> None:
     """The gradient on all rows, or on the sources of some: each one's first row, and its part."""
-    own, other, problem, mask, bias, scale = matrix
+    own = matrix.own
     n, d = own.vectors.shape
     size = own.vectors.element_size()
     starts = [start for start, _ in given]
@@ -120,38 +171,47 @@ def _launch(
     widths = triton.cdiv(d, block_shapes.gradient_width(d, size))
     launch_fastest(
         in_batch_bwd_kernel,
-        block_shapes.backward_configs(d, size, card_of(own.vectors), problem.criterion.kind),
+        block_shapes.backward_configs(d, size, card_of(own.vectors), matrix.problem.criterion.kind),
         lambda chosen: (sum(triton.cdiv(x, chosen["BLOCK_M"]) for x in counts), widths, splits),
         like=own.vectors,
         key=("KIND", "REACHES"),
-        r=own.vectors,
-        c=other.vectors,
-        bias=bias,
-        d_rows=own.d_stat,
-        d_columns=other.d_stat,
-        row_shift=own.shift,
-        column_shift=other.shift,
-        grad_scale=scale,
+        grad_scale=matrix.scale,
         grad=grad,
         d_logit_sums=d_logit_sums,
-        ids=ids_of(mask),
-        limits=limits_of(mask),
-        diagonals=diagonals_of(mask),
-        classes=(own.classes, other.classes),
-        d_pos=None if own.d_pos is None else (own.d_pos, other.d_pos),
         starts=(*starts, 0, 0)[:2],
         **dict(zip(("first_part", "second_part"), unit_rows.as_two(parts), strict=True)),
         common=common,
-        rows=n,
-        columns=other.vectors.shape[0],
-        D=d,
-        margin=problem.criterion.margin,
-        KIND=problem.criterion.kind,
         REACHES=grad is None,
-        DIAGONALS=len(mask.diagonals),
-        PRECISION=precision(own.vectors.dtype),
-        EVEN=block_shapes.even(d, size),
+        rows=n,
+        **_numbers(matrix),
     )
+
+
+def _numbers(matrix: Matrix) -> dict[str, Any]:
+    """What every kernel takes of a matrix."""
+    own, other, problem, mask, bias, _ = matrix
+    d = own.vectors.shape[1]
+    return {
+        "r": own.vectors,
+        "c": other.vectors,
+        "bias": bias,
+        "d_rows": own.d_stat,
+        "d_columns": other.d_stat,
+        "row_shift": own.shift,
+        "column_shift": other.shift,
+        "ids": ids_of(mask),
+        "limits": limits_of(mask),
+        "diagonals": diagonals_of(mask),
+        "classes": (own.classes, other.classes),
+        "d_pos": None if own.d_pos is None else (own.d_pos, other.d_pos),
+        "columns": other.vectors.shape[0],
+        "D": d,
+        "margin": problem.criterion.margin,
+        "KIND": problem.criterion.kind,
+        "DIAGONALS": len(mask.diagonals),
+        "PRECISION": precision(own.vectors.dtype),
+        "EVEN": block_shapes.even(d, own.vectors.element_size()),
+    }
 
 
 def _splits(matrix: Matrix) -> int:

@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from multiprocessing import Pool
+from unittest.mock import patch
 
 import torch
 
@@ -71,9 +72,11 @@ def compile_engine(dtype: torch.dtype, columns: int, form: str) -> None:
     needs = (True, c is not None, bias is not None)
     d_pos_logit = None if matrix.positives is None else total
     asked = {"needs": needs, "d_pos_logit": d_pos_logit}
-    in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
-    asked = {"d_stat": total, "stat": total, "d_pos_logit": d_pos_logit}
-    in_batch.input_grads(r, c, bias, matrix, _inputs(r, c, bias), **asked)
+    of_inputs = {"d_stat": total, "stat": total, "d_pos_logit": d_pos_logit}
+    for in_bands in (block_shapes.in_bands, lambda rows: False):  # as in deterministic mode
+        with patch.object(block_shapes, "in_bands", in_bands):
+            in_batch.backward(r, c, bias, matrix, d_stat=total, stat=total, **asked)
+            in_batch.input_grads(r, c, bias, matrix, _inputs(r, c, bias), **of_inputs)
     if in_batch.folds(matrix, bias, dtype):
         in_batch.forward_folded(r, c, matrix, weights=0.1, positive=total.float())
 
@@ -170,6 +173,7 @@ def _said(launch: Launch, capability: int, dtype: torch.dtype, columns: int) -> 
     card, constants = CARDS[capability], launch.constants
     tables = {
         "in_batch_fwd_kernel": block_shapes.FORWARD,
+        "in_batch_bands_kernel": block_shapes.FORWARD,
         BACKWARD: block_shapes.BACKWARD,
     }
     if launch.name not in tables:

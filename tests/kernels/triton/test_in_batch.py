@@ -6,7 +6,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from cosloss import functional, reference
 from cosloss.kernels.eager import in_batch as eager
-from cosloss.kernels.triton import card, in_batch, in_batch_grads, tile, tuning, unit_rows
+from cosloss.kernels.triton import (
+    block_shapes,
+    card,
+    in_batch,
+    in_batch_grads,
+    tile,
+    tuning,
+    unit_rows,
+)
 from cosloss.problem import Mask, PositiveMask, Problem
 from cosloss.testing import errors
 from cosloss.testing.contrastive import OPS
@@ -18,7 +26,7 @@ from tests.kernels.triton.engine import (
     use_shapes,
     vectors,
 )
-from tests.losses import LOSSES, inputs
+from tests.losses import LOSSES, inputs, leaves
 from tests.slow import slow
 
 pytestmark = [
@@ -206,6 +214,70 @@ def test_half_precision_products_are_those_of_the_rounded_vectors(kind, dtype):
     rounding = torch.finfo(dtype).eps / 2
     needs = (True, True, False)
     assert_gradients(r.double(), c.double(), None, matrix, needs, rounding, dtype=dtype)
+
+
+@pytest.fixture
+def bands(monkeypatch):
+    """The rows' numbers at which bands begin, of gradients that are taken from bands."""
+    monkeypatch.setattr(block_shapes, "in_bands", lambda rows: rows.dtype != torch.float32)
+    monkeypatch.setattr(in_batch_grads, "BAND_ROWS", 16)
+    monkeypatch.setattr(in_batch_grads, "BAND_BYTES", 1)
+    begun = []
+
+    def noted(kernel, *given, **named):
+        begun.extend([named["first"]] if "band" in named else [])
+        launch_fastest(kernel, *given, **named)
+
+    launch_fastest = in_batch_grads.launch_fastest
+    monkeypatch.setattr(in_batch_grads, "launch_fastest", noted)
+    return begun
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_gradients_from_bands(kind, dtype, bands):
+    rounding = torch.finfo(dtype).eps / 2
+    for columns, mask in ((None, Mask((0, 3, -3))), (33, Mask((0,)))):
+        r, c = problem(40, columns)
+        r, c = (None if x is None else x.to(dtype).double() for x in (r, c))
+        bias = None if columns is None else torch.tensor(-0.3, dtype=torch.float64)
+        matrix = Problem(CRITERIA[kind], mask, True)
+        needs = (True, c is not None, bias is not None)
+        assert_gradients(r, c, bias, matrix, needs, rounding, dtype=dtype)
+    assert bands == [0, 16, 32] * 2 + [0, 16, 32]
+
+
+def test_positives_from_bands(bands):
+    r = problem(40, None)[0].bfloat16().double()
+    ids = torch.arange(40) % 3
+    pairs = Mask((0,), (ids // 2, ids // 2), (ids, ids))
+    matrix = Problem(
+        CRITERIA["logsumexp"], pairs, True, positives=PositiveMask(ids, ids, torch.ones(40))
+    )
+    assert_gradients(r, None, None, matrix, (True, False, False), 4e-3, dtype=torch.bfloat16)
+    assert bands == [0, 16, 32]
+
+
+def test_embeddings_from_bands(bands):
+    z1, z2, temperature = leaves(41, 37, torch.bfloat16)
+    ours = functional.nt_xent_loss(z1, z2, temperature)
+    found = torch.autograd.grad(ours, (z1, z2, temperature))
+    wide = [x.detach().double().requires_grad_() for x in (z1, z2, temperature)]
+    exact = torch.autograd.grad(reference.nt_xent_loss(*wide), wide)
+    assert bands == [*range(0, 82, 16)]
+    for own, true in zip(found, exact, strict=True):
+        assert (own - true).abs().max() <= 0.02 * true.abs().max()
+
+
+def test_which_gradients_are_from_bands():
+    assert torch.are_deterministic_algorithms_enabled()  # as these tests are
+    wide = torch.zeros(3, 512, dtype=torch.bfloat16)
+    assert not block_shapes.in_bands(wide)
+    torch.use_deterministic_algorithms(False)
+    assert block_shapes.in_bands(wide)
+    assert block_shapes.in_bands(wide.half())
+    assert not block_shapes.in_bands(wide.float())
+    assert not block_shapes.in_bands(wide[:, 1:])
 
 
 def test_float16_weights_far_below_its_range():
