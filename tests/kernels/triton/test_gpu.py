@@ -1,11 +1,11 @@
-"""On a GPU: the table on the device, large batches, tuning, memory, and two runs' bits."""
+"""On a GPU: the table on the device, large batches, tuning, memory, CUDA graphs, two runs' bits."""
 
 import pytest
 import torch
 
 from cosloss import functional, verify
 from cosloss.kernels import dispatch
-from cosloss.kernels.triton import tuning
+from cosloss.kernels.triton import block_shapes, tuning
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +55,48 @@ def test_memory_grows_with_the_rows_alone():
     functional.nt_xent_loss(*z, 0.1).backward()
     # the matrix would take 4 GiB
     assert torch.cuda.max_memory_allocated() - before < 256 * 2**20
+
+
+@pytest.mark.parametrize("columns", [128, 1024])
+def test_a_captured_step_replays_to_the_same_bits(columns):
+    z = torch.randn(2, 2050, columns, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def step():
+        loss = functional.nt_xent_loss(*z, 0.1)
+        return loss.detach(), *torch.autograd.grad(loss, z)
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        z.copy_(torch.randn_like(z))
+    graph.replay()
+    assert all(map(torch.equal, captured, step()))
+
+
+@pytest.mark.parametrize("loss", ["nt_xent_loss", "info_nce_loss", "sigmoid_contrastive_loss"])
+def test_a_step_does_not_wait_for_the_device(loss):
+    z = torch.randn(2, 300, 128, device="cuda", requires_grad=True)
+    temperature = torch.tensor(0.1, device="cuda", requires_grad=True)
+    of_loss = [*z, temperature, *([torch.tensor(-2.0)] if "sigmoid" in loss else [])]
+    of_loss = [x.to("cuda") for x in of_loss]
+    for mode in ("default", "error"):  # the first call compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            getattr(functional, loss)(*of_loss).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_bands_of_d_logits_and_programs_that_own_a_gradient_agree(monkeypatch):
+    z = torch.randn(2, 1500, 768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    (in_bands,) = torch.autograd.grad(functional.nt_xent_loss(*z, 0.1), z)
+    monkeypatch.setattr(block_shapes, "in_bands", lambda rows: False)
+    (owned,) = torch.autograd.grad(functional.nt_xent_loss(*z, 0.1), z)
+    assert (in_bands - owned).norm() < 0.01 * owned.norm()
