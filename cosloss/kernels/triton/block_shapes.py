@@ -79,7 +79,7 @@ BACKWARD: Table = {
             512: (
                 Shape((32, 32), 4, 2, 96),
                 Shape((64, 32), 8, 3, 57, False),
-                Shape((64, 32), 8, 3, 135),
+                Shape((64, 32), 8, 3, 135, lse=False),
             ),
             inf: (Shape((64, 32), 8, 3, 57, False),),
         },
@@ -100,7 +100,7 @@ BACKWARD: Table = {
                 Shape((64, 128), 4, 2, 85),
                 Shape((128, 128), 8, 2, 101, lse=False),
             ),
-            256: (Shape((64, 64), 4, 2, 99), Shape((64, 64), 8, 2, 107)),
+            256: (Shape((64, 64), 4, 2, 99, lse=False), Shape((64, 64), 8, 2, 107)),
             inf: (Shape((64, 64), 8, 2, 128, False), Shape((64, 32), 8, 3, 128, False)),
         },
         4: {
