@@ -23,6 +23,8 @@ class Mask:
     groups: ids of the rows and of the columns; those of the same group.
     classes: ids of the rows and of the columns; only those of a group whose classes differ.
     row_limits, column_limits: a number of each row or column; those whose logit is larger.
+    guides: of the rows (N, G) and of the columns (M, G); the limits are of their products, then,
+        in place of the logits. Only eager operations know them.
     """
 
     diagonals: tuple[int, ...] = ()
@@ -30,6 +32,7 @@ class Mask:
     classes: tuple[Tensor, Tensor] | None = None
     row_limits: Tensor | None = None
     column_limits: Tensor | None = None
+    guides: tuple[Tensor, Tensor] | None = None
 
     @property
     def ids(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -38,16 +41,19 @@ class Mask:
 
     def transposed(self) -> "Mask":
         """The same pairs as (column, row)."""
-        groups, classes = (pair and pair[::-1] for pair in (self.groups, self.classes))
+        groups, classes, guides = (
+            pair and pair[::-1] for pair in (self.groups, self.classes, self.guides)
+        )
         diagonals = tuple(-diagonal for diagonal in self.diagonals)
-        return Mask(diagonals, groups, classes, self.column_limits, self.row_limits)
+        return Mask(diagonals, groups, classes, self.column_limits, self.row_limits, guides)
 
     def fill(self, tile: Tensor, i: slice, j: slice, value: float) -> None:
         """Write `value` at the masked pairs of the tile X[i, j], in place."""
+        limited = self._limited(tile, i, j)
         if self.row_limits is not None:
-            tile.masked_fill_(tile > self.row_limits[i, None], value)
+            tile.masked_fill_(limited > self.row_limits[i, None], value)
         if self.column_limits is not None:
-            tile.masked_fill_(tile > self.column_limits[j], value)
+            tile.masked_fill_(limited > self.column_limits[j], value)
         if self.groups is not None:
             tile.masked_fill_(self._of_groups(i, j), value)
         for diagonal in self.diagonals:
@@ -62,11 +68,16 @@ class Mask:
         mask = torch.zeros_like(distance, dtype=torch.bool)
         for diagonal in self.diagonals:
             mask = mask | (distance == diagonal)
+        limited = self._limited(x, ALL, ALL)
         if self.row_limits is not None:
-            mask = mask | (x > self.row_limits[:, None])
+            mask = mask | (limited > self.row_limits[:, None])
         if self.column_limits is not None:
-            mask = mask | (x > self.column_limits)
+            mask = mask | (limited > self.column_limits)
         return mask if self.groups is None else mask | self._of_groups(ALL, ALL)
+
+    def _limited(self, tile: Tensor, i: slice, j: slice) -> Tensor:
+        """What limits are of, at the tile X[i, j]."""
+        return tile if self.guides is None else self.guides[0][i] @ self.guides[1][j].T
 
     def _of_groups(self, i: slice, j: slice) -> Tensor:
         assert self.groups is not None
@@ -149,7 +160,8 @@ class Problem:
     def ids(self) -> tuple[Tensor | None, ...]:
         """Every tensor that says which pairs are masked or positive."""
         own = () if self.positives is None else (self.positives.rows, self.positives.columns)
-        return *self.mask.ids, self.mask.row_limits, self.mask.column_limits, *own
+        mask = self.mask
+        return *mask.ids, mask.row_limits, mask.column_limits, *(mask.guides or ()), *own
 
     def split(self, per_loss: Tensor, r: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows' and the columns' part of a vector over the losses."""

@@ -81,6 +81,16 @@ SOFTMAX = {
     "false negatives": lambda a, b, t, ids, **k: functional.info_nce_loss(
         a, b, t, None, True, hard_negatives=(a * b)[:, None], false_negative_margin=0.1, **k
     ),
+    "guide": lambda a, b, t, ids, **k: functional.info_nce_loss(
+        a,
+        b,
+        t,
+        hard_negatives=torch.stack([a * b, a + b], 1),
+        directions=DIRECTIONS,
+        false_negative_margin=-0.1,
+        guide=(a.sin(), b.cos(), torch.stack([b, a.cos()], 1)),
+        **k,
+    ),
     "max_sim": lambda a, b, t, ids, **k: functional.max_sim_loss(
         *texts(a, b, len(a) % 3), t, symmetric=True, ignore=ids, weight=ids + 0.5, **k
     ),

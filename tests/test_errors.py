@@ -104,6 +104,7 @@ TAKES = {
     "negatives": EMBEDDINGS | NONE | {"float tensor (N - 1, D)"},
     "key_bias": NONE | {"float tensor (N,)"},
     "query_bias": NONE,  # one-way, as these are called
+    "guide": NONE,
     "hard_negatives": NONE | only(r"float tensor \((N|N - 1|N, 2), D\)"),
     "query_tokens": TOKENS,
     "document_tokens": TOKENS,

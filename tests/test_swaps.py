@@ -194,6 +194,51 @@ def test_sentence_transformers_matryoshka_loss(options, hard_negatives):
         torch.testing.assert_close(found, expected)
 
 
+class Guide(torch.nn.Module):
+    """A model of other embeddings."""
+
+    def forward(self, features):
+        return {"sentence_embedding": features["guide"]}
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("directions", "hard"),
+    [
+        (["query_to_key"], False),
+        (["query_to_key", "query_to_query", "key_to_key"], False),
+        (["query_to_key", "query_to_query"], True),
+    ],
+)
+def test_sentence_transformers_guided_loss(directions, hard, margin):
+    module = "sentence_transformers.sentence_transformer.losses"
+    losses = pytest.importorskip(module, reason="sentence_transformers is in the [bench] extra")
+    theirs = losses.GISTEmbedLoss.__new__(losses.GISTEmbedLoss)  # it asks for two tokenizers
+    torch.nn.Module.__init__(theirs)
+    theirs.model, theirs.guide, theirs.must_retokenize = Embeddings(), Guide(), False
+    theirs.temperature, theirs.margin, theirs.margin_strategy = 0.01, margin, "absolute"
+    theirs.contrast_anchors = "query_to_query" in directions
+    theirs.contrast_positives = "key_to_key" in directions
+    theirs.gather_across_devices = False
+    theirs.similarity_fct = torch.nn.CosineSimilarity(dim=-1)
+    theirs.cross_entropy_loss = torch.nn.CrossEntropyLoss()
+
+    torch.manual_seed(0)
+    columns = [x.requires_grad_() for x in torch.randn(2 + hard, 12, 8).double()]
+    guide = [*torch.randn(2 + hard, 12, 5).double()]
+    ours = InfoNCELoss(0.01, directions=directions, false_negative_margin=margin)
+
+    def guided(query, key, hard_negatives=None):
+        return ours(query, key, hard_negatives=hard_negatives, guide=guide)
+
+    def value(*columns):
+        features = zip(columns, guide, strict=True)
+        return theirs([{"sentence_embedding": x, "guide": g} for x, g in features], None)
+
+    found, expected = (value_and_gradients(loss, columns) for loss in (guided, value))
+    torch.testing.assert_close(found, expected)
+
+
 class TokenEncoder(torch.nn.Module):
     """As a MultiVectorEncoder answers: unit rows of tokens, and which of them score."""
 

@@ -1,13 +1,13 @@
 """The checks of what InfoNCE takes besides its pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from cosloss.arguments import check_device
+from cosloss.arguments import check_device, described
 from cosloss.functional._checks import check_floating
 from cosloss.functional._in_batch import Options
-from cosloss.functional._softmax import Softmax
+from cosloss.functional._softmax import Guide, Softmax
 
 
 def check_softmax(
@@ -50,6 +50,43 @@ def check_softmax(
                 "'key_to_key', which tell an item's own from the others'"
             )
     return hard_negatives
+
+
+def check_guide(
+    guide: Sequence[Tensor], query: Tensor, given: Tensor | None, margin: float | None
+) -> Guide:
+    """A guide of the queries, the keys and the given negatives of either kind, or raise."""
+    if isinstance(guide, Tensor) or not isinstance(guide, Sequence):
+        raise TypeError(
+            "guide must be the guide's embeddings of the queries, the keys and the negatives that "
+            f"are given, a tuple of tensors; got {described(guide)}"
+        )
+    names = ("query", "key") if given is None else ("query", "key", "negatives")
+    if len(guide) != len(names):
+        raise ValueError(
+            f"guide must have {len(names)} tensors here, of {', '.join(names)}; got {len(guide)}"
+        )
+    for name, x in zip(names, guide, strict=True):
+        check_floating(**{f"guide's {name}": x})
+        check_device("query", query, f"guide's {name}", x)
+    n, of_query = query.shape[0], guide[0]
+    if of_query.ndim != 2 or of_query.shape[0] != n or of_query.shape[1] == 0:
+        raise ValueError(
+            f"guide's query must have shape ({n}, G), G >= 1; got {tuple(of_query.shape)}"
+        )
+    width = of_query.shape[1]
+    shapes = [(n, width), (n, width)]
+    if given is not None:
+        shapes.append((*given.shape[:-1], width))
+    for name, x, shape in zip(names, guide, shapes, strict=True):
+        if x.shape != shape:
+            raise ValueError(f"guide's {name} must have shape {shape}; got {tuple(x.shape)}")
+    if margin is None:
+        raise ValueError(
+            "guide says which negatives are false, and false_negative_margin from which "
+            "similarity: it needs false_negative_margin, 0.0 for the pair's own"
+        )
+    return Guide(*guide)
 
 
 def check_hard_negatives(hard: Tensor, query: Tensor, gathered: bool) -> None:

@@ -5,14 +5,16 @@ c are its own (q_i, k_i), once for each direction that has it:
 
     l_i = -x_ii + log(c exp(x_ii) + sum_{(a, b) in A_i} exp(x_ab + hardness stop(S_ab))).
 
-Left out of A_i are the pairs with S_ab > S_ii - margin, a comparison without a gradient. The sum
-over each direction is an lse of its own of the in-batch op. The similarity's weight is that of
-another temperature, 1 / T' = 1 / T + hardness, and stop(.) leaves a share T' / T of each logit.
+Left out of A_i are the pairs with S_ab > S_ii - margin, a comparison without a gradient, of the
+embeddings' own similarities or of a guide's. The sum over each direction is an lse of its own of
+the in-batch op. The similarity's weight is that of another temperature, 1 / T' = 1 / T + hardness,
+and stop(.) leaves a share T' / T of each logit.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -38,6 +40,23 @@ from cosloss.problem import Mask, Problem
 DIRECTIONS = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
 ONE_WAY = DIRECTIONS[:1]
 HARDNESS_ON = ("all", "in_batch", "hard")
+
+
+class Guide(NamedTuple):
+    """Embeddings of another model of the queries, the keys and the negatives that are given."""
+
+    query: Tensor
+    key: Tensor
+    hard: Tensor | None = None
+
+    def swapped(self) -> "Guide":
+        """That of the keys among the queries."""
+        return Guide(self.key, self.query)
+
+    def unit(self) -> "Guide":
+        """Their rows, scaled in float32 or wider, without a gradient."""
+        hard = None if self.hard is None else _unit(self.hard)
+        return Guide(_unit(self.query), _unit(self.key), hard)
 
 
 class Softmax(NamedTuple):
@@ -90,6 +109,7 @@ def softmax_loss(
     temperature: float | Tensor,
     softmax: Softmax,
     options: Options,
+    guide: Guide | None = None,
 ) -> Tensor:
     """The reduced loss; hard: (N, K, D), each query's own, or (M, D), every query's.
 
@@ -108,7 +128,6 @@ def softmax_loss(
     if hard is None:
         warn_without_negatives(query.shape[0], options.ignore, peers)
     own = cosine_similarity(query, key, 0.0)
-    margin = softmax.false_negative_margin
     comparison = _Comparison(
         query,
         key,
@@ -118,8 +137,14 @@ def softmax_loss(
         softmax,
         peers,
         mask=item_mask(query, 1, options.ignore, peers),
-        limit=None if margin is None else own.detach() - margin,
     )
+    if softmax.false_negative_margin is not None:
+        limit = own.detach()
+        if guide is not None:
+            of_guide = guide.unit()
+            limit = cosine_similarity(of_guide.query, of_guide.key, 0.0)
+            comparison.guide = replace(comparison, **of_guide._asdict())
+        comparison.limit = limit - softmax.false_negative_margin
     others = torch.stack(list(comparison.sums())).logsumexp(0)
     positive = own / temperature
     counted = math.log(2 if "key_to_query" in softmax.directions else 1)
@@ -133,6 +158,7 @@ class _Comparison:
 
     As in `softmax_loss`, of unit rows. mask: of the pairs of items that are no negatives.
     limit: (N,), the largest similarity of a negative, if there is one.
+    guide: the same pairs of the guide's unit rows, whose similarity it is if there is one.
     """
 
     query: Tensor
@@ -143,24 +169,37 @@ class _Comparison:
     softmax: Softmax
     peers: Peers | None
     mask: Mask
-    limit: Tensor | None
+    limit: Tensor | None = None
+    guide: "_Comparison | None" = None
 
     def sums(self) -> Iterator[Tensor]:
         """The lse over each direction's negatives, (N,)."""
+        of_guide = itertools.repeat(None) if self.guide is None else self.guide.matrices()
+        for matrix, guides in zip(self.matrices(), of_guide, strict=False):
+            yield self._lse(*matrix, guides=None if guides is None else guides[:2])
+        if self._apart() and self._owned():
+            yield self._of_own_hard()
+
+    def matrices(self) -> Iterator[tuple[Tensor, Tensor, Mask, float]]:
+        """Each direction's rows and columns, the mask of their pairs, and their hardness."""
         query, key, directions = self.query, self.key, self.softmax.directions
-        apart = self.hard is not None and (self.softmax.hardness > 0 or not self.in_batch_keys)
         if self.in_batch_keys:
-            keys = self._keys_of_others() if apart else self._keys_and_hard()
-            yield self._lse(query, *keys, self.softmax.hardness_of("in_batch"))
-        if apart:
-            yield self._of_hard()
+            keys = self._keys_of_others() if self._apart() else self._keys_and_hard()
+            yield query, *keys, self.softmax.hardness_of("in_batch")
+        if self._apart() and not self._owned():
+            assert self.hard is not None
+            yield query, self.hard, Mask(), self.softmax.hardness_of("hard")
         if "key_to_query" in directions:
-            yield self._lse(key, self._everyones(query), self.mask)
+            yield key, self._everyones(query), self.mask, 0.0
         if "query_to_query" in directions:
-            yield self._lse(query, self._everyones(query), self.mask)
+            yield query, self._everyones(query), self.mask, 0.0
         if "key_to_key" in directions:
             keys = self._keys_of_others() if self._owned() else self._keys_and_hard()
-            yield self._lse(key, *keys)
+            yield key, *keys, 0.0
+
+    def _apart(self) -> bool:
+        """Whether a query's hard negatives are compared apart from the keys."""
+        return self.hard is not None and (self.softmax.hardness > 0 or not self.in_batch_keys)
 
     def _owned(self) -> bool:
         """Whether each hard negative is one query's."""
@@ -195,8 +234,18 @@ class _Comparison:
         by_item = torch.cat([self.key[:, None], self.hard], 1)
         return self._everyones(by_item).transpose(0, 1).flatten(0, 1)
 
-    def _lse(self, rows: Tensor, columns: Tensor, mask: Mask, hardness: float = 0.0) -> Tensor:
-        """log sum_j exp(x_ij + hardness stop(S_ij)) over the pairs that are not masked."""
+    def _lse(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        mask: Mask,
+        hardness: float,
+        guides: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """log sum_j exp(x_ij + hardness stop(S_ij)) over the pairs that are not masked.
+
+        guides: the guide's rows and columns.
+        """
         temperature, share = self.temperature, None
         if isinstance(temperature, Tensor):
             temperature = temperature.detach()
@@ -204,21 +253,29 @@ class _Comparison:
             share = 1 / (1 + hardness * temperature)
             temperature = share * temperature
         if self.limit is not None:
-            mask = Mask(mask.diagonals, mask.groups, row_limits=self.limit / temperature)
+            limit = self.limit / temperature if guides is None else self.limit
+            mask = Mask(mask.diagonals, mask.groups, row_limits=limit, guides=guides)
         itself = columns is rows and self.limit is None
         criterion = NegativesLogSumExp(largest_logit(temperature), share)
         problem = Problem(criterion, mask, column_losses=itself, self_similarity=itself)
         given = rows, None, None if itself else columns
         return in_batch(given, self.temperature, None, None, problem)
 
-    def _of_hard(self) -> Tensor:
-        """The same over the hard negatives of each query, or of all."""
-        assert self.hard is not None
-        hardness = self.softmax.hardness_of("hard")
-        if not self._owned():
-            return self._lse(self.query, self.hard, Mask(), hardness)
-        s = cosine_similarity(self.query[:, None].expand_as(self.hard), self.hard, 0.0)
-        x = s / self.temperature + hardness * s.detach()
+    def _of_own_hard(self) -> Tensor:
+        """The same over each query's hard negatives."""
+        s = self._with_own_hard()
+        x = s / self.temperature + self.softmax.hardness_of("hard") * s.detach()
         if self.limit is not None:
-            x = x.masked_fill(s > self.limit[:, None], empty_lse(torch.float32))
+            limited = s if self.guide is None else self.guide._with_own_hard()
+            x = x.masked_fill(limited > self.limit[:, None], empty_lse(torch.float32))
         return x.logsumexp(1)
+
+    def _with_own_hard(self) -> Tensor:
+        """Each query's similarities with its hard negatives, (N, K)."""
+        assert self.hard is not None
+        return cosine_similarity(self.query[:, None].expand_as(self.hard), self.hard, 0.0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    rows = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return unit_rows(rows.flatten(0, -2)).view_as(rows)

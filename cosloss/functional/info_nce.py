@@ -20,6 +20,7 @@ from cosloss.functional._in_batch import (
     reduced_loss,
 )
 from cosloss.functional._negatives import (
+    check_guide,
     check_hard_negatives,
     check_key_bias,
     check_negatives,
@@ -46,6 +47,7 @@ def info_nce_loss(
     hardness: float = 0.0,
     hardness_on: str = "all",
     false_negative_margin: float | None = None,
+    guide: Sequence[Tensor] | None = None,
     ignore: Int[Tensor, " n"] | None = None,
     weight: Float[Tensor, " n"] | None = None,
     gather_distributed: Gather = False,
@@ -90,6 +92,9 @@ def info_nce_loss(
             the "hard" ones (the query's own; of (M, D) and `negatives`, all).
         false_negative_margin: m, leave out negatives with a similarity above S_ii - m, in every
             direction; -2 <= m <= 2, and at 0 those that are more similar than the pair.
+        guide: another model's embeddings, whose similarities false_negative_margin compares in
+            place of these: (N, G) of the queries, (N, G) of the keys, and where there are hard
+            negatives or `negatives`, theirs, of the same leading shape. They get no gradient.
         ignore: (N,), one group id per pair; pairs of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches
@@ -111,8 +116,8 @@ def info_nce_loss(
             the batch or the negatives are empty, `negatives` comes with hard_negatives, key_bias,
             symmetric, ignore or gather_distributed, query_bias comes without symmetric,
             temperature is not positive and finite,
-            reduction is invalid, directions come with symmetric, negatives or key_bias, or other
-            options do not go together.
+            reduction is invalid, directions come with symmetric, negatives or key_bias, a guide
+            comes without false_negative_margin, or other options do not go together.
 
     Example:
         >>> query, key = torch.eye(2), torch.eye(2)
@@ -125,9 +130,9 @@ def info_nce_loss(
     hard_negatives: Karpukhin et al., "Dense Passage Retrieval", 2020, section 3.2; key_bias: Yi et
     al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", 2019;
     directions: Li et al., "Towards General Text Embeddings with Multi-stage Contrastive Learning",
-    2023, section 3.3; hardness: Lan et al., "LLaVE", 2025, eq. 5; false_negative_margin: Solatorio,
-    "GISTEmbed", 2024, with the similarities themselves for a guide's; dims: Kusupati et al.,
-    "Matryoshka Representation Learning", 2022, eq. 1.
+    2023, section 3.3; hardness: Lan et al., "LLaVE", 2025, eq. 5; false_negative_margin, guide:
+    Solatorio, "GISTEmbed", 2024; dims: Kusupati et al., "Matryoshka Representation Learning", 2022,
+    eq. 1.
     """
     options = Options(reduction, ignore, weight, gather_distributed, dims, dim_weights)
     check_pairs(query=query, key=key)
@@ -137,6 +142,10 @@ def info_nce_loss(
     options.check(query)
     softmax = Softmax(directions, hardness, hardness_on, false_negative_margin)
     softmax.check(symmetric)
+    given = hard_negatives if negatives is None else negatives
+    of_guide = None
+    if guide is not None:
+        of_guide = check_guide(guide, query, given, false_negative_margin)
     if query_bias is not None:
         check_query_bias(query_bias, query, symmetric)
     if not softmax.plain:
@@ -149,9 +158,11 @@ def info_nce_loss(
         for dim, factor in weighted_dims(dims or query.shape[1:], dim_weights):
             q, k = query[:, :dim], key[:, :dim]
             of_queries = hard if hard is None else hard[..., :dim]
-            loss = of_softmax(q, k, of_queries, in_batch_keys=negatives is None)
+            loss = of_softmax(q, k, of_queries, in_batch_keys=negatives is None, guide=of_guide)
             if symmetric:
-                loss = (loss + of_softmax(k, q, None, in_batch_keys=True)) / 2
+                swapped = None if of_guide is None else of_guide.swapped()
+                of_keys = of_softmax(k, q, None, in_batch_keys=True, guide=swapped)
+                loss = (loss + of_keys) / 2
             losses.append(factor * loss)
         return torch.stack(losses).sum(0)
     if negatives is not None:

@@ -50,8 +50,13 @@ def backend(*tensors: Tensor | None) -> ModuleType:
     return _triton() if plain and wants_triton(*given) else eager
 
 
-def in_batch(*rows: Tensor | None) -> ModuleType:
-    """The backend of an in-batch loss of these plain embeddings: its `unit_rows` and `in_batch`."""
+def in_batch(*rows: Tensor | None, guided: bool = False) -> ModuleType:
+    """The backend of an in-batch loss of these plain embeddings: its `unit_rows` and `in_batch`.
+
+    guided: whether the loss's mask has guides.
+    """
+    if guided:
+        return eager
     given = [x for x in rows if x is not None]
     if wants_native(*given, dtypes=NARROW_OR_SINGLE):
         return native

@@ -168,7 +168,7 @@ class ContrastiveLoss(Loss):
         prefixes = {} if self.dims is None else {name: getattr(self, name) for name in OF_PREFIXES}
         return super()._arguments() | prefixes
 
-    def _loss(self, *given: Tensor, **options: Tensor | None) -> Tensor:
+    def _loss(self, *given: Tensor, **options: Tensor | Sequence[Tensor] | None) -> Tensor:
         function: Callable[..., Tensor] = getattr(functional, self.function)
         gather = self.gather_distributed
         return function(*given, **self._arguments(), **options, gather_distributed=gather)

@@ -93,6 +93,8 @@ class InfoNCELoss(ContrastiveLoss):
             other keys.
         key_bias (optional, by name): (N,), on each key's logits; then the hard negatives'.
         query_bias (optional, by name): (N,), on each query's logits in the losses of the keys.
+        guide (optional, by name): another model's embeddings of queries and keys, (N, G) each, then
+            of the negatives that are given: false_negative_margin is of their similarities.
         ignore (optional, by name): (N,), one integer group id per item; items of the same group
             are not negatives.
         weight (optional, by name): (N,), multiplies the item's losses before the reduction.
@@ -147,6 +149,7 @@ class InfoNCELoss(ContrastiveLoss):
         hard_negatives: Tensor | None = None,
         key_bias: Tensor | None = None,
         query_bias: Tensor | None = None,
+        guide: Sequence[Tensor] | None = None,
         ignore: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
@@ -157,6 +160,7 @@ class InfoNCELoss(ContrastiveLoss):
             hard_negatives=hard_negatives,
             key_bias=key_bias,
             query_bias=query_bias,
+            guide=guide,
             ignore=ignore,
             weight=weight,
         )

@@ -75,8 +75,10 @@ class InBatch(Function):
         *given: Any,
     ) -> Tensor:
         rows: Rows = given
-        kernels = dispatch.in_batch(*rows)
+        kernels = dispatch.in_batch(*rows, guided=problem.mask.guides is not None)
         needs, dtype = ctx.needs_input_grad[3:], dispatch.product_dtype(rows[0])
+        if kernels is eager:  # whose products come out in the dtype of their factors
+            dtype = dispatch.wide_product_dtype(rows[0])
         ctx.grads_in_forward = (
             weights is not None and peers is None and any(needs) and kernels.in_batch.KEEPS_TILES
         )

@@ -54,6 +54,7 @@ def info_nce_loss(
     hardness: float = 0.0,
     hardness_on: str = "all",
     false_negative_margin: float | None = None,
+    guide: Sequence[Tensor] | None = None,
     ignore: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
@@ -61,7 +62,7 @@ def info_nce_loss(
 
     hard_negatives are among the keys then, but no query's. key_bias is a logit's of each of those,
     and query_bias of each query's, in the losses of the keys.
-    directions, hardness and false_negative_margin: see `_softmax_terms`.
+    directions, hardness, false_negative_margin and guide: see `_softmax_terms`.
     """
     q, k = unit_rows(query), unit_rows(key)
     n = query.shape[0]
@@ -70,7 +71,18 @@ def info_nce_loss(
         hard = None if given is None else unit_rows(given.flatten(0, -2)).view_as(given)
         others = other_items(n, ignore, query.device)
 
-        def one_way(q: Tensor, k: Tensor, hard: Tensor | None, among_keys: Tensor) -> Tensor:
+        of_guide = None
+        if guide is not None:
+            flat = [unit_rows(x.detach().flatten(0, -2)) for x in guide]
+            of_guide = flat[0], flat[1], flat[2] if len(flat) == 3 else None
+
+        def one_way(
+            q: Tensor,
+            k: Tensor,
+            hard: Tensor | None,
+            among_keys: Tensor,
+            guide: tuple[Tensor, Tensor, Tensor | None] | None,
+        ) -> Tensor:
             terms = _softmax_terms(
                 q,
                 k,
@@ -81,12 +93,14 @@ def info_nce_loss(
                 hardness,
                 hardness_on,
                 false_negative_margin,
+                guide,
             )
             return terms.logsumexp(1) - terms[:, 0]
 
-        loss = one_way(q, k, hard, others & (negatives is None))
+        loss = one_way(q, k, hard, others & (negatives is None), of_guide)
         if symmetric:
-            loss = (loss + one_way(k, q, None, others)) / 2
+            back = None if of_guide is None else (of_guide[1], of_guide[0], None)
+            loss = (loss + one_way(k, q, None, others, back)) / 2
         return reduce(weighted(loss, weight), reduction)
     if negatives is not None:
         own = (q * k).sum(1, keepdim=True)
@@ -120,18 +134,23 @@ def _softmax_terms(
     hardness: float,
     hardness_on: str,
     margin: float | None,
+    guide: tuple[Tensor, Tensor, Tensor | None] | None,
 ) -> Tensor:
     """Each query's logits in one softmax, its own key's first; -inf at what is no negative.
 
     hard: (N, K, D), each query's own, or (M, D), every query's. others: (N, N), the pairs of other
     items. hardness times the similarity, without its gradient, is added to the logits of queries
     with other items' keys and hard negatives ("in_batch"), with own hard ones ("hard"), or "all".
-    margin: negatives more similar than S_ii less that are left out (GIST).
+    margin: negatives more similar than S_ii less that are left out (GIST). guide: unit rows of
+    another model, of queries, keys and hard negatives in one row each, whose S it compares then.
     """
     n = q.shape[0]
     own = (q * k).sum(1, keepdim=True)
     item = torch.eye(n, dtype=torch.bool, device=q.device)
     keys, allowed, mine, others_hard = k, others, item, others
+    g_q, g_k, g_hard = guide or (q, k, None if hard is None else hard.flatten(0, -2))
+    g_keys = g_k if g_hard is None else torch.cat([g_k, g_hard])
+    limit = None if margin is None else (g_q * g_k).sum(1, keepdim=True) - margin
     if hard is not None:
         per_item = hard.shape[1] if hard.ndim == 3 else 0
         keys = torch.cat([k, hard.flatten(0, -2)])
@@ -142,19 +161,18 @@ def _softmax_terms(
     s = q @ keys.T
     on = {"all": torch.ones_like(mine), "hard": mine, "in_batch": ~mine}[hardness_on]
     x = s / temperature + on * (hardness * s.detach())
-    compared = [(s, x, allowed)]
-    for name, a, b, pairs in (
-        ("key_to_query", k, q, others),
-        ("query_to_query", q, q, others),
-        ("key_to_key", k, keys, others_hard),
+    compared = [(g_q @ g_keys.T, x, allowed)]
+    for name, a, b, g_a, g_b, pairs in (
+        ("key_to_query", k, q, g_k, g_q, others),
+        ("query_to_query", q, q, g_q, g_q, others),
+        ("key_to_key", k, keys, g_k, g_keys, others_hard),
     ):
         if name in directions:
-            s = a @ b.T
-            compared.append((s, s / temperature, pairs))
+            compared.append((g_a @ g_b.T, a @ b.T / temperature, pairs))
     terms = [own / temperature] * (2 if "key_to_query" in directions else 1)
     for s, x, pairs in compared:
-        if margin is not None:
-            pairs = pairs & (s <= own - margin)
+        if limit is not None:
+            pairs = pairs & (s <= limit)
         terms.append(x.masked_fill(~pairs, -torch.inf))
     return torch.cat(terms, 1)
 

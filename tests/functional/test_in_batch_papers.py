@@ -72,27 +72,29 @@ def with_hard_negatives(query, key, hard, groups=None, bias=None):
     return losses
 
 
-def gte(query, key, further, groups=None, margin=None):
-    """Li et al., 2023, section 3.3, and the limit of Solatorio, 2024."""
+def gte(query, key, further, groups=None, margin=None, guide=None):
+    """Li et al., 2023, section 3.3, and the limit of Solatorio, 2024, by another model's rows."""
     losses = []
     groups = range(len(query)) if groups is None else groups
-    compared = {
-        "query_to_key": (query, key),
-        "key_to_query": (key, query),
-        "query_to_query": (query, query),
-        "key_to_key": (key, key),
+    guide = guide or (query, key)
+    sides = {
+        "query_to_key": (0, 1),
+        "key_to_query": (1, 0),
+        "query_to_query": (0, 0),
+        "key_to_key": (1, 1),
     }
     for i, q in enumerate(query):
         own = cosine(q, key[i])
+        limit = cosine(guide[0][i], guide[1][i]) - (margin or 0)
         total = 0.0
         for name in ["query_to_key", *further]:
-            one, other = compared[name]
-            if one is not other:
+            a, b = sides[name]
+            if a != b:
                 total += math.exp(own / TEMPERATURE)
-            for j, x in enumerate(other):
-                s = cosine(one[i], x)
-                if groups[j] != groups[i] and (margin is None or s <= own - margin):
-                    total += math.exp(s / TEMPERATURE)
+            for j in range(len(query)):
+                false = margin is not None and cosine(guide[a][i], guide[b][j]) > limit
+                if groups[j] != groups[i] and not false:
+                    total += math.exp(cosine((query, key)[a][i], (query, key)[b][j]) / TEMPERATURE)
         losses.append(-math.log(math.exp(own / TEMPERATURE) / total))
     return losses
 
@@ -216,6 +218,20 @@ def test_info_nce_in_several_directions(further, groups, margin):
         ignore=ignore,
     )
     close(ours, gte(q.tolist(), k.tolist(), chosen, groups, margin))
+    if margin is not None:
+        guide = rows(2, columns=3), rows(3, columns=3)
+        guided = functional.info_nce_loss(
+            q,
+            k,
+            TEMPERATURE,
+            reduction="none",
+            directions=[*chosen, "query_to_key"],
+            false_negative_margin=margin,
+            guide=guide,
+            ignore=ignore,
+        )
+        lists = [x.tolist() for x in guide]
+        close(guided, gte(q.tolist(), k.tolist(), chosen, groups, margin, lists))
 
 
 def test_prefixes():

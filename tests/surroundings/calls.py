@@ -81,6 +81,17 @@ CALLS = {
     "false negatives": Call(
         lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, d["q"], false_negative_margin=-0.1), "abq"
     ),
+    "guide": Call(
+        lambda m, d: m.info_nce_loss(
+            d["a"],
+            d["b"],
+            d["T"],
+            directions=DIRECTIONS,
+            false_negative_margin=0.1,
+            guide=(d["G"], d["H"]),
+        ),
+        "abTGH",
+    ),
     "hard negatives, symmetric": Call(
         lambda m, d: m.info_nce_loss(d["a"], d["b"], 0.3, None, True, hard_negatives=d["q"]), "abq"
     ),
@@ -121,7 +132,7 @@ IN_BATCH.remove("cosine_embedding")
 
 
 def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 8) -> Arguments:
-    """Views, hard negatives, a queue, target, weight, groups, labels, masks and scalars."""
+    """Views, hard negatives, a queue, target, weight, groups, labels, guides, masks, scalars."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -139,6 +150,8 @@ def arguments(dtype: torch.dtype = torch.float32, rows: int = 6, columns: int = 
         "w": 0.3 + index.to(dtype) / rows,
         "g": index // 2 % 2,
         "l": index % 3,
+        "G": randn(rows, 3).detach(),
+        "H": randn(rows, 3).detach(),
         "Q": index[:2] < 1 + index[:, None] % 2,
         "D": index[:3] != index[:, None] % 4,
         "T": torch.tensor(0.3, dtype=dtype, device="cpu").requires_grad_(),

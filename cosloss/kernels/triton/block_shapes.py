@@ -24,8 +24,7 @@ class Shape(NamedTuple):
     kib: the shared memory that it takes at most, 1,024 bytes each, at the widest D of its row, by
         whichever Triton takes most.
     whole: whether the rows are held whole, or read in parts for every tile.
-    lse: whether it is for a logsumexp too, whose exponentials of each row and column take more
-        registers.
+    any_kind: whether it is for a logsumexp and softplus too, which take more registers.
     """
 
     block: tuple[int, ...]
@@ -33,7 +32,7 @@ class Shape(NamedTuple):
     stages: int
     kib: int
     whole: bool = True
-    lse: bool = True
+    any_kind: bool = True
 
 
 # by the card's cores, an element's bytes, and the largest D; small batches take the first that fits
@@ -79,7 +78,7 @@ BACKWARD: Table = {
             512: (
                 Shape((32, 32), 4, 2, 96),
                 Shape((64, 32), 8, 3, 57, False),
-                Shape((64, 32), 8, 3, 135, lse=False),
+                Shape((64, 32), 8, 3, 135, any_kind=False),
             ),
             inf: (Shape((64, 32), 8, 3, 57, False),),
         },
@@ -92,21 +91,21 @@ BACKWARD: Table = {
         2: {
             64: (
                 Shape((64, 64), 4, 3, 37),
-                Shape((64, 128), 4, 2, 45, lse=False),
+                Shape((64, 128), 4, 2, 45, any_kind=False),
                 Shape((128, 128), 8, 2, 53),
             ),
             128: (
                 Shape((64, 64), 4, 3, 69),
                 Shape((64, 128), 4, 2, 85),
-                Shape((128, 128), 8, 2, 101, lse=False),
+                Shape((128, 128), 8, 2, 101, any_kind=False),
             ),
-            256: (Shape((64, 64), 4, 2, 99, lse=False), Shape((64, 64), 8, 2, 107)),
+            256: (Shape((64, 64), 4, 2, 99, any_kind=False), Shape((64, 64), 8, 2, 107)),
             inf: (Shape((64, 64), 8, 2, 128, False), Shape((64, 32), 8, 3, 128, False)),
         },
         4: {
             64: (Shape((64, 32), 4, 2, 58), Shape((128, 32), 8, 2, 90)),
             128: (Shape((64, 32), 4, 2, 33, False), Shape((128, 32), 8, 2, 65, False)),
-            inf: (Shape((64, 16), 8, 2, 64, False, lse=False), Shape((64, 16), 8, 1, 64, False)),
+            inf: (Shape((64, 16), 8, 2, 64, False, any_kind=False), Shape((64, 16), 8, 1, 64, False)),
         },
     },
     "tcgen05": {
@@ -132,6 +131,7 @@ PART = {2: 64, 4: 32}
 WIDEST_GRADIENT = {2: 512, 4: 256}
 # the widest rows whose gradient is taken on to their sources by the program that has it
 REACHES = {2: 512, 4: 256}
+FEW_REGISTERS = ("exp", "hinge")
 BANDS_FROM = 512  # columns of half precision, from which a gradient is taken from bands
 
 
@@ -161,7 +161,7 @@ def backward_configs(d: int, size: int, card: Card, kind: str) -> tuple[Config, 
             BLOCK_K=PART[size],
         )
         for shape in fitting(BACKWARD, d, size, card)
-        if shape.lse or kind != "logsumexp"
+        if shape.any_kind or kind in FEW_REGISTERS
     )
 
 
