@@ -105,7 +105,10 @@ BACKWARD: Table = {
         4: {
             64: (Shape((64, 32), 4, 2, 58), Shape((128, 32), 8, 2, 90)),
             128: (Shape((64, 32), 4, 2, 33, False), Shape((128, 32), 8, 2, 65, False)),
-            inf: (Shape((64, 16), 8, 2, 64, False, any_kind=False), Shape((64, 16), 8, 1, 64, False)),
+            inf: (
+                Shape((64, 16), 8, 2, 64, False, any_kind=False),
+                Shape((64, 16), 8, 1, 64, False),
+            ),
         },
     },
     "tcgen05": {

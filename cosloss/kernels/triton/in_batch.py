@@ -17,11 +17,12 @@ from cosloss.criteria import Criterion, empty_lse
 from cosloss.kernels.inputs import InputGrads, Inputs
 from cosloss.kernels.schedule import Needs
 from cosloss.kernels.stats import Gradients, LossGrads, loss_grads
-from cosloss.kernels.triton import block_shapes, unit_rows
+from cosloss.kernels.triton import block_shapes
 from cosloss.kernels.triton.card import card_of
 from cosloss.kernels.triton.in_batch_fwd import in_batch_fwd_kernel
 from cosloss.kernels.triton.in_batch_grads import Matrix, gradient, matrix_of, source_grads
 from cosloss.kernels.triton.in_batch_stats import in_batch_stats_kernel, in_batch_total_kernel
+from cosloss.kernels.triton.sources import reach
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, launch, limits_of, precision
 from cosloss.kernels.triton.tuning import launch_fastest
 from cosloss.problem import Problem
@@ -188,7 +189,7 @@ def _input_grads(matrix: Matrix, inputs: Inputs) -> InputGrads:
         found, alongs = found + on_columns, alongs + more
     else:
         found += [None] * len(inputs.columns)
-    found += unit_rows.reach([None] * len(inputs.apart), inputs.apart, inputs)[0]
+    found += reach([None] * len(inputs.apart), inputs.apart, inputs)[0]
     along = torch.cat(alongs).sum() if inputs.along else None
     return InputGrads(found, along, _bias_grad(sums, matrix.bias))
 

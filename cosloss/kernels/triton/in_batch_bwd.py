@@ -13,6 +13,8 @@ dealt out to `splits` programs, whose sums are added up afterwards.
 import triton
 import triton.language as tl
 
+from cosloss.kernels.triton.epilogue import write_whole_grads
+from cosloss.kernels.triton.sources import ROWS_OF
 from cosloss.kernels.triton.tile import (
     exponential,
     load_rows,
@@ -21,7 +23,6 @@ from cosloss.kernels.triton.tile import (
     slope,
     with_mask,
 )
-from cosloss.kernels.triton.unit_rows import ROWS_OF, write_whole_grads
 from cosloss.kernels.triton.walk import masked_tile, masked_tiles, plain_tile, spans_of
 
 

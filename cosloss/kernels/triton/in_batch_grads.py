@@ -14,13 +14,20 @@ from torch import Tensor
 
 from cosloss.kernels.inputs import Inputs, Source
 from cosloss.kernels.stats import LossGrads
-from cosloss.kernels.triton import block_shapes, unit_rows
+from cosloss.kernels.triton import block_shapes
 from cosloss.kernels.triton.card import card_of
 from cosloss.kernels.triton.in_batch_bands import in_batch_bands_kernel
 from cosloss.kernels.triton.in_batch_bwd import in_batch_bwd_kernel
+from cosloss.kernels.triton.sources import (
+    Part,
+    as_two,
+    common_of,
+    found_in,
+    part_of,
+    reach,
+)
 from cosloss.kernels.triton.tile import diagonals_of, ids_of, limits_of, precision
 from cosloss.kernels.triton.tuning import launch_fastest
-from cosloss.kernels.triton.unit_rows import Part
 from cosloss.problem import Mask, Problem
 
 BAND_BYTES = 64 * 2**20  # of d_logits in memory at a time
@@ -142,15 +149,15 @@ def source_grads(
     if _splits(matrix) > 1 or not block_shapes.reaches(vectors):
         grad, d_logit_sums = gradient(matrix, sums)
         on_sources = [grad[:, start:end] for start, end in zip(starts, ends, strict=True)]
-        return *unit_rows.reach(on_sources, sources, inputs), d_logit_sums
+        return *reach(on_sources, sources, inputs), d_logit_sums
     d_logit_sums = None
     if sums:
         d_logit_sums = vectors.new_empty(1, vectors.shape[0], dtype=torch.float32)
-    parts = [unit_rows.part_of(x, inputs) if x.wanted else None for x in sources]
+    parts = [part_of(x, inputs) if x.wanted else None for x in sources]
     given = [(start, part) for start, part in zip(starts, parts, strict=True) if part is not None]
     if given:
-        _launch(matrix, 1, None, d_logit_sums, given, unit_rows.common_of(inputs, vectors))
-    return *unit_rows.found_in(parts), d_logit_sums
+        _launch(matrix, 1, None, d_logit_sums, given, common_of(inputs, vectors))
+    return *found_in(parts), d_logit_sums
 
 
 def _launch(
@@ -179,7 +186,7 @@ def _launch(
         grad=grad,
         d_logit_sums=d_logit_sums,
         starts=(*starts, 0, 0)[:2],
-        **dict(zip(("first_part", "second_part"), unit_rows.as_two(parts), strict=True)),
+        **dict(zip(("first_part", "second_part"), as_two(parts), strict=True)),
         common=common,
         REACHES=grad is None,
         rows=n,

@@ -11,6 +11,7 @@ from cosloss.kernels.triton import (
     card,
     in_batch,
     in_batch_grads,
+    sources,
     tile,
     tuning,
     unit_rows,
@@ -120,9 +121,9 @@ def test_gradient_whatever_the_tiles(kind, columns, whole, processors, monkeypat
 def test_the_way_on_to_the_embeddings(wanted, loss, learnt, splits, monkeypatch):
     monkeypatch.setattr(in_batch_grads, "_splits", lambda matrix: splits)
     in_memory = []
-    reach = unit_rows.reach
+    reach = in_batch_grads.reach
     monkeypatch.setattr(
-        unit_rows, "reach", lambda *given: in_memory.extend(given[0]) or reach(*given)
+        in_batch_grads, "reach", lambda *given: in_memory.extend(given[0]) or reach(*given)
     )
     z1, z2, temperature = inputs(41, 37, torch.float32)
     z1[3], z2[5] = 0, 0
@@ -349,7 +350,7 @@ BACKWARD = ["in_batch_bwd_kernel"]
 def test_a_step_is_six_launches_at_most(loss, rows, processors, backward, monkeypatch):
     monkeypatch.setattr(card, "INTERPRETER", card.INTERPRETER._replace(processors=processors))
     launched = []
-    for module in (in_batch, tuning, unit_rows):
+    for module in (in_batch, sources, tuning, unit_rows):
         monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: launched.append(kernel))
     z1, z2 = (vectors(rows, 20, seed).float().requires_grad_() for seed in (0, 1))
     one = torch.tensor(1.0)

@@ -5,7 +5,7 @@ import torch
 
 from cosloss import nt_xent_loss, ops
 from cosloss.kernels.eager import unit_rows as eager
-from cosloss.kernels.triton import in_batch, tuning
+from cosloss.kernels.triton import in_batch, sources, tuning
 from cosloss.kernels.triton import unit_rows as kernels
 from experiments.benchmarks.measure import peak_memory
 from tests.slow import slow
@@ -119,7 +119,7 @@ def test_a_wrong_kernel_is_caught(planted, monkeypatch):
 
 def test_memory_of_a_step_in_bfloat16(monkeypatch):
     """Bytes per row of 128; what does not grow with the batch is left out."""
-    for module in (kernels, in_batch, tuning):  # the interpreter's copies do not count
+    for module in (kernels, in_batch, sources, tuning):  # the interpreter's copies do not count
         monkeypatch.setattr(module, "launch", lambda *arguments, **constants: None)
     monkeypatch.setattr(ops.in_batch, "KEPT_BYTES", 0)  # a large batch's operands are not kept
 
