@@ -56,7 +56,7 @@ def check_guide(
     guide: Sequence[Tensor], query: Tensor, given: Tensor | None, margin: float | None
 ) -> Guide:
     """A guide of the queries, the keys and the given negatives of either kind, or raise."""
-    if isinstance(guide, Tensor) or not isinstance(guide, Sequence):
+    if isinstance(guide, (Tensor, str)) or not isinstance(guide, Sequence):
         raise TypeError(
             "guide must be the guide's embeddings of the queries, the keys and the negatives that "
             f"are given, a tuple of tensors; got {described(guide)}"

@@ -94,7 +94,8 @@ def info_nce_loss(
             direction; -2 <= m <= 2, and at 0 those that are more similar than the pair.
         guide: another model's embeddings, whose similarities false_negative_margin compares in
             place of these: (N, G) of the queries, (N, G) of the keys, and where there are hard
-            negatives or `negatives`, theirs, of the same leading shape. They get no gradient.
+            negatives or `negatives`, theirs, of the same leading shape. They get no gradient; where
+            a pair's are NaN, so is its loss.
         ignore: (N,), one group id per pair; pairs of the same group are not negatives.
         weight: (N,), multiplies each loss before the reduction; "mean" divides by N.
         gather_distributed: take negatives from all processes of the default group, whose batches

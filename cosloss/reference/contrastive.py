@@ -151,6 +151,8 @@ def _softmax_terms(
     g_q, g_k, g_hard = guide or (q, k, None if hard is None else hard.flatten(0, -2))
     g_keys = g_k if g_hard is None else torch.cat([g_k, g_hard])
     limit = None if margin is None else (g_q * g_k).sum(1, keepdim=True) - margin
+    if limit is not None:
+        own = own + 0 * limit.detach()  # NaN where the guide's pair is
     if hard is not None:
         per_item = hard.shape[1] if hard.ndim == 3 else 0
         keys = torch.cat([k, hard.flatten(0, -2)])
@@ -172,7 +174,7 @@ def _softmax_terms(
     terms = [own / temperature] * (2 if "key_to_query" in directions else 1)
     for s, x, pairs in compared:
         if limit is not None:
-            pairs = pairs & (s <= limit)
+            pairs = pairs & ~(s > limit)
         terms.append(x.masked_fill(~pairs, -torch.inf))
     return torch.cat(terms, 1)
 

@@ -100,6 +100,23 @@ def test_a_guide_that_finds_every_negative_false_leaves_loss_0():
     assert all((x == 0).all() for x in grads)
 
 
+def test_a_nan_in_the_guide_makes_its_pairs_loss_nan():
+    query, key = pair()
+    of_query, of_key = guides()
+    of_key[3, 1] = torch.nan
+    for module in (functional, reference):
+        loss = module.info_nce_loss(
+            query,
+            key,
+            0.2,
+            reduction="none",
+            directions=DIRECTIONS,
+            guide=(of_query, of_key),
+            false_negative_margin=0.1,
+        )
+        assert loss.isnan().nonzero()[:, 0].tolist() == [3]
+
+
 def test_the_module_takes_it_and_its_gradient_is_right():
     module = InfoNCELoss(0.2, directions=DIRECTIONS, false_negative_margin=0.1)
     query, key = pair()
@@ -121,6 +138,7 @@ QUERY, KEY = guides()
     [
         (ValueError, "it needs false_negative_margin", {"guide": (QUERY, KEY)}),
         (TypeError, "a tuple of tensors; got a torch.float64", {"guide": QUERY}),
+        (TypeError, "a tuple of tensors; got 'model'", {"guide": "model"}),
         (TypeError, "guide's key must be a Tensor", {"guide": (QUERY, None)}),
         (TypeError, "guide's query must have a real floating", {"guide": (QUERY.long(), KEY)}),
         (ValueError, "guide must have 2 tensors here, of query, key; got 1", {"guide": [QUERY]}),
