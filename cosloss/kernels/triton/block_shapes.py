@@ -96,7 +96,7 @@ BACKWARD: Table = {
             ),
             128: (
                 Shape((64, 64), 4, 3, 69),
-                Shape((64, 128), 4, 2, 85),
+                Shape((64, 128), 4, 2, 85, any_kind=False),
                 Shape((128, 128), 8, 2, 101, any_kind=False),
             ),
             256: (Shape((64, 64), 4, 2, 99, any_kind=False), Shape((64, 64), 8, 2, 107)),
