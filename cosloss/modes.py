@@ -107,6 +107,11 @@ def readable(x: Tensor) -> bool:
     )
 
 
+def shares_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are views of the same numbers; False where a transform wraps either."""
+    return bool(torch._C._is_alias_of(x, y))  # type: ignore[attr-defined]
+
+
 def next_node() -> int:
     """The sequence number of the next node of this thread's graph."""
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]

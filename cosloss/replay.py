@@ -138,8 +138,7 @@ def _run(loss: PureLoss, inputs: dict[str, Any], check: dict[str, Any]) -> Any:
         return compare_calls(loss, loss.twin, inputs, wanted, Cotangents(0), layouts=True)
     surrogate, seed, rows = (check.pop(name) for name in ("surrogate", "seed", "rows"))
     how = FiniteDifferences(**check)
-    twin = loss.twin if surrogate or loss.stops_gradients else None
-    return check_calls(loss, inputs, wanted, how, seed, twin, rows)
+    return check_calls(loss, inputs, wanted, how, seed, loss.twin if surrogate else None, rows)
 
 
 def _encode(value: Any) -> Any:

@@ -22,6 +22,7 @@ PRIVATE = (
     "torch._C.DispatchKey.Python",
     "torch._C._functorch.is_functorch_wrapped_tensor",
     "torch._C._functorch.is_legacy_batchedtensor",
+    "torch._C._is_alias_of",
     "torch._C._is_tracing",
     "torch._C._set_grad_enabled",
     "torch._C._len_torch_dispatch_stack",

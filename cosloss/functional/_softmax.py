@@ -31,7 +31,7 @@ from cosloss.functional._in_batch import (
     largest_logit,
     warn_without_negatives,
 )
-from cosloss.modes import differentiates_itself
+from cosloss.modes import differentiates_itself, shares_memory
 from cosloss.ops.cosine_similarity import cosine_similarity
 from cosloss.ops.in_batch import in_batch
 from cosloss.ops.unit_rows import unit_rows
@@ -248,19 +248,28 @@ class _Comparison:
         guides: the guide's rows and columns.
         """
         temperature, share = self.temperature, None
-        if isinstance(temperature, Tensor):
-            temperature = temperature.detach()
+        constant = temperature.detach() if isinstance(temperature, Tensor) else temperature
         if hardness > 0:
-            share = 1 / (1 + hardness * temperature)
-            temperature = share * temperature
+            stopped = rows.detach(), columns.detach()
+            if shares_memory(rows, stopped[0]) and shares_memory(columns, stopped[1]):
+                share = 1 / (1 + hardness * constant)
+            else:  # a check of gradients holds what is stopped where it was
+                weight = hardness * temperature
+                rows, columns = (
+                    torch.cat([x, weight**0.5 * y], 1)
+                    for x, y in zip((rows, columns), stopped, strict=True)
+                )
+                temperature = temperature / (1 + weight)
+                guides = stopped if guides is None else guides
+            constant = constant / (1 + hardness * constant)
         if self.limit is not None:
-            limit = self.limit / temperature if guides is None else self.limit
+            limit = self.limit / constant if guides is None else self.limit
             mask = Mask(mask.diagonals, mask.groups, row_limits=limit, guides=guides)
         itself = columns is rows and self.limit is None
-        criterion = NegativesLogSumExp(largest_logit(temperature), share)
+        criterion = NegativesLogSumExp(largest_logit(constant), share)
         problem = Problem(criterion, mask, column_losses=itself, self_similarity=itself)
         given = rows, None, None if itself else columns
-        return in_batch(given, self.temperature, None, None, problem)
+        return in_batch(given, temperature, None, None, problem)
 
     def _of_own_hard(self) -> Tensor:
         """The same over each query's hard negatives."""

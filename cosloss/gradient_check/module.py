@@ -36,8 +36,6 @@ class PureLoss:
         # torch.compile wraps a module: parameters have their names from within
         self.module: Any = getattr(module, "_orig_mod", module)
         self.given_twin = twin
-        # on purpose: finite differences would see what is stopped, and the twin takes their place
-        self.stops_gradients = bool(getattr(self.module, "stops_gradients", False))
         self._live = self.module
         self.identity = id(self.module)  # of frozen copies too
         self.generators: Generators | None = None

@@ -9,11 +9,12 @@ not its gradient: to autograd a constant was added, which is what is kept. An em
 padding has no gradient by its definition.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -25,8 +26,11 @@ STOPS = frozenset((Tensor.detach, Tensor.item, Tensor.tolist, Tensor.__float__, 
 HIDE = frozenset(("detach", "no_grad", "_no_grad_embedding_renorm_"))
 ASK = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 WRITES = frozenset(f"__i{n}__" for n in ("add", "sub", "mul", "truediv", "pow")) | {"__setitem__"}
-HIDDEN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+# torch's folder and this package's
+HIDDEN = tuple(f"{x}{os.sep}" for x in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 Place = tuple[str, str, int]  # file, function, line
+Site = tuple[CodeType, int]  # a function's code, and the instruction of it
+Constants = dict[Site, list[Any]]  # what each makes, in turn: a call may pass by some of them
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
@@ -40,7 +44,7 @@ class StopGradients:
     def __init__(self, fn: Callable[[Any], Any]) -> None:
         self.fn = fn
         self.places: list[str] = []
-        self._values: list[Any] | None = None
+        self._values: Constants | None = None
 
     def __call__(self, inputs: Any) -> Any:
         mode = _Hold(self._values)
@@ -53,10 +57,10 @@ class StopGradients:
 
 
 class _Hold(TorchFunctionMode):
-    def __init__(self, values: list[Any] | None) -> None:
+    def __init__(self, values: Constants | None) -> None:
         super().__init__()
         self.values = values
-        self.seen: list[Any] = []
+        self.seen: Constants = {}
         self.places: dict[Place, None] = {}
         self.constant = False  # within torch.no_grad(), outside a custom Function
         self.aliases: dict[int, tuple[Tensor, Tensor]] = {}  # a detached tensor, and of which
@@ -120,20 +124,19 @@ class _Hold(TorchFunctionMode):
         return self._kept(compute())
 
     def _kept(self, found: Any) -> Any:
-        place = len(self.seen)
         if not isinstance(found, (Tensor, float, int, list)) or isinstance(found, bool):
             return found
-        if self.values is not None and place < len(self.values):
-            kept = self.values[place]
-            if (
-                isinstance(found, Tensor)
-                and isinstance(kept, Tensor)
-                and (found.shape == kept.shape and found.dtype == kept.dtype)
-            ):
-                found = kept.clone()
-            elif type(found) is type(kept):
-                found = kept
-        self.seen.append(found.clone() if isinstance(found, Tensor) else found)
+        site = _site()
+        seen = self.seen.setdefault(site, [])
+        values = () if self.values is None else self.values.get(site, ())
+        if len(seen) < len(values):
+            kept = values[len(seen)]
+            if not isinstance(found, Tensor):
+                found = kept if type(found) is type(kept) else found
+            elif isinstance(kept, Tensor):
+                alike = (found.shape, found.dtype) == (kept.shape, kept.dtype)
+                found = kept.clone() if alike else found
+        seen.append(found.clone() if isinstance(found, Tensor) else found)
         return found
 
 
@@ -168,6 +171,16 @@ def _padding(
         return None
     found = index == padding_idx
     return found if found.any() else None
+
+
+def _site() -> Site:
+    """The instruction that the mode was asked about."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _Hold.__torch_function__.__code__:
+        frame = frame.f_back
+    asked = None if frame is None else frame.f_back
+    assert asked is not None
+    return asked.f_code, asked.f_lasti
 
 
 def calling_line() -> Place:

@@ -140,11 +140,6 @@ class InfoNCELoss(ContrastiveLoss):
         self.hardness, self.hardness_on = hardness, hardness_on
         self.false_negative_margin = false_negative_margin
 
-    @property
-    def stops_gradients(self) -> bool:
-        """Whether the gradient leaves something out on purpose: how alike hard pairs are."""
-        return self.hardness > 0
-
     def forward(
         self,
         query: Tensor,

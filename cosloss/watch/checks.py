@@ -128,7 +128,7 @@ class Differences:
             recording.judged,
             self.how,
             seed,
-            loss.twin if self.surrogate or loss.stops_gradients else None,
+            loss.twin if self.surrogate else None,
             rows=self.rows,
         )
         scalars = {

@@ -1,9 +1,11 @@
 """Where a step stops gradients: its detached values held, but not those on the way to others.
 
 A collective without a gradient is a fault, and detaches what it sends: what enters a collective is
-never held, nor what is detached in the lines around one.
+never held, nor what is detached in the lines around one. The losses' own collectives have one.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosloss.gradient_check.stop_gradients import Place, _Hold, calling_line
+from cosloss.gradient_check.stop_gradients import HIDDEN, Constants, Place, _Hold, calling_line
 
 NEARBY = 10  # lines of one function
+TORCH, PACKAGE = HIDDEN
+AROUND = (TORCH, *(f"{PACKAGE}{name}{os.sep}" for name in ("watch", "gradient_check")))
 
 
 class Stops:
@@ -26,7 +30,7 @@ class Stops:
     """
 
     def __init__(self) -> None:
-        self.values: list[Any] | None = None
+        self.values: Constants | None = None
         self.only_blocks = False
         self._made: dict[Place, bool] = {}  # whether under no_grad
         self._sent: list[Place] = []
@@ -61,7 +65,7 @@ class Stops:
 
 
 class _Located(_Hold):
-    def __init__(self, stops: Stops, values: list[Any] | None) -> None:
+    def __init__(self, stops: Stops, values: Constants | None) -> None:
         super().__init__(values)
         self.stops = stops
         self.originals: list[tuple[Any, Place]] = []
@@ -72,7 +76,8 @@ class _Located(_Hold):
             found = super()._hold(compute, written)
             if self.constant or _carries_gradient(found):
                 self.stops._made.setdefault(place, self.constant)
-            self.originals.append((found, place))
+            if not _in_a_loss():
+                self.originals.append((found, place))
             return found
         if self.stops._holds(place):
             return super()._hold(compute, written)
@@ -98,13 +103,21 @@ class _Collectives(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
+        if func.namespace in ("c10d", "_c10d_functional") and not _in_a_loss():
             self.stops._sent.append(calling_line())
             sent = {t.untyped_storage().data_ptr() for t in _tensors(args)}
             for made, place in self.mode.originals:
                 if isinstance(made, Tensor) and made.untyped_storage().data_ptr() in sent:
                     self.stops._sent.append(place)
         return func(*args, **(kwargs or {}))
+
+
+def _in_a_loss() -> bool:
+    """Whether the innermost line that is neither torch's nor a check's is of this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(AROUND):
+        frame = frame.f_back
+    return frame.f_code.co_filename.startswith(PACKAGE)
 
 
 def _tensors(nest: Any) -> Iterator[Tensor]:

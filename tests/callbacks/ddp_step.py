@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.nn import functional as F
 
-from cosloss import nt_xent_loss, reference
+from cosloss import info_nce_loss, nt_xent_loss, reference
 from cosloss.callbacks import StepCheckCallback
 from tests.callbacks.runs import TwoViews, train
 
@@ -95,8 +95,15 @@ class Loss(nn.Module):
         return self.loss(z1, z2)
 
 
+def weighted(z1, z2):
+    """A loss of everyone's pairs that stops a gradient on purpose."""
+    return info_nce_loss(z1, z2, 0.2, hardness=2.0, gather_distributed=True)
+
+
 CASES = {
     "cosloss": Loss(lambda a, b: nt_xent_loss(a, b, gather_distributed=True)),
+    "stopped": Loss(weighted),
+    "stopped_and_gather": Loss(lambda a, b: weighted(a, b) + keys(a, b, without_gradient)),
     "all_gather": Loss(lambda a, b: keys(a, b, with_gradient)),
     "global": Loss(lambda a, b: reference.nt_xent_loss(with_gradient(a), with_gradient(b))),
     "sync_batch_norm": SyncBatchNorm(),

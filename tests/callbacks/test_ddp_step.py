@@ -27,6 +27,7 @@ RIGHT = (
 
 WRONG = {
     "gather": "the gradient of the step is not the slope of its loss",
+    "stopped_and_gather": "the gradient of the step is not the slope of its loss",
     "gather_no_grad": "the gradient of the step is not the slope of its loss",
     "gather_both": "0.5 = 1/world_size times the right one in every module",
     "as_if_gathered": "2 = world_size times the right one in every module",
@@ -40,7 +41,7 @@ WRONG = {
 def found(tmp_path_factory):
     """Per case, of each rank: counts, last state and warnings."""
     folder = tmp_path_factory.mktemp("ddp_step")
-    cases = [*RIGHT, *(f"{case}-unchecked" for case in RIGHT), *WRONG, "raises"]
+    cases = [*RIGHT, *(f"{case}-unchecked" for case in RIGHT), *WRONG, "stopped", "raises"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), *cases]
     done = subprocess.run(
@@ -69,6 +70,12 @@ def test_a_fault_is_seen_at_every_check(case, found):
     for counts, _, text in found[case]:
         assert counts == (BATCHES, BATCHES, 0), text
         assert WRONG[case] in text
+
+
+def test_what_a_loss_stops_on_purpose_is_not_wrong(found):
+    for counts, _, text in found["stopped"]:
+        assert counts == (0, 0, BATCHES)
+        assert "the step stops gradients at ddp_step.py" in text
 
 
 def test_an_exception_on_one_process_does_not_hang_the_other(found):
