@@ -168,12 +168,16 @@ def test_training_on_the_twin_gives_the_same_curve(train, tmp_path, twin_loss):
     assert curves[0] == pytest.approx(curves[1], rel=1.2e-7)  # recorded in float32
 
 
+QUICK = ("nt_xent", "sup_con", "info_nce loss.hardness=2 loss.false_negative_margin=0.1")
+
+
 @pytest.mark.parametrize(
     "loss",
-    ["nt_xent", "sup_con", *slow(*(name for name in LOSSES if name not in ("nt_xent", "sup_con")))],
+    [*QUICK, *slow(*(name for name in LOSSES if name not in QUICK), "nt_xent loss.dims=[1,2]")],
 )
 def test_every_loss_trains_and_passes_its_checks(train, tmp_path, loss):
-    run = train(SMOKE, f"loss={loss}", f"hydra.run.dir={tmp_path}/run", "trainer.max_epochs=1")
+    settings = f"loss={loss}".split()
+    run = train(SMOKE, *settings, f"hydra.run.dir={tmp_path}/run", "trainer.max_epochs=1")
     assert run.status == 0, run.err
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["gradient_checks/run"] > 0
