@@ -4,6 +4,7 @@
 bytes a thread, none takes more shared memory than it says here, and some fit on every card.
 """
 
+import os
 from functools import cache
 from math import inf
 from typing import NamedTuple
@@ -25,6 +26,7 @@ class Shape(NamedTuple):
         whichever Triton takes most.
     whole: whether the rows are held whole, or read in parts for every tile.
     any_kind: whether it is for a logsumexp and softplus too, which take more registers.
+    polynomial: see `tile.exponentials`, of the forward kernel.
     """
 
     block: tuple[int, ...]
@@ -33,7 +35,12 @@ class Shape(NamedTuple):
     kib: int
     whole: bool = True
     any_kind: bool = True
+    polynomial: int = 0
 
+
+# not offered to the tuner until it has been timed on a card, but for COSLOSS_ON_TRIAL=1: it has an
+# eighth less for the special units to do, whose share of a forward tile binds at so small a D
+ON_TRIAL = (Shape((128,), 8, 2, 68, polynomial=8),) if os.environ.get("COSLOSS_ON_TRIAL") else ()
 
 # by the card's cores, an element's bytes, and the largest D; small batches take the first that fits
 Table = dict[str, dict[int, dict[float, tuple[Shape, ...]]]]
@@ -48,6 +55,7 @@ FORWARD: Table = {
     },
     "wgmma": {
         2: {
+            64: (Shape((64,), 4, 2, 34), Shape((128,), 8, 2, 68), *ON_TRIAL),
             256: (Shape((64,), 4, 2, 98), Shape((128,), 8, 2, 196)),
             inf: (Shape((64,), 4, 3, 49, False), Shape((128,), 8, 3, 97, False)),
         },
@@ -146,7 +154,12 @@ def forward_configs(d: int, size: int, card: Card) -> tuple[Config, ...]:
     """
     width = _power_of_2(d)
     return tuple(
-        _config(shape, BLOCK=shape.block[0], BLOCK_D=width if shape.whole else PART[size])
+        _config(
+            shape,
+            BLOCK=shape.block[0],
+            BLOCK_D=width if shape.whole else PART[size],
+            **({"POLYNOMIAL": shape.polynomial} if shape.polynomial else {}),
+        )
         for shape in fitting(FORWARD, d, size, card)
     )
 

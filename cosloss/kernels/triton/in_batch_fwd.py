@@ -47,8 +47,12 @@ def in_batch_fwd_kernel(
     WHOLE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
+    POLYNOMIAL: tl.constexpr = 0,
 ):
-    """row_sums, column_sums: pointers to partial sums and, for an lse, to the largest logits."""
+    """row_sums, column_sums: pointers to partial sums and, for an lse, to the largest logits.
+
+    POLYNOMIAL: see `exponentials`.
+    """
     row_chunk, column_chunk = tl.program_id(1), tl.program_id(0)
     if SYMMETRIC and column_chunk < row_chunk:
         return
@@ -125,6 +129,7 @@ def in_batch_fwd_kernel(
                     EVEN,
                     BLOCK_D,
                     BLOCK,
+                    POLYNOMIAL,
                     not masked,
                 )
         if KIND != "logsumexp":
@@ -162,6 +167,7 @@ def _add_tile(
     EVEN: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
     INSIDE: tl.constexpr,
 ):
     """The rows' sums, and largest logits, with those of tile (i, j); it adds to the columns' too.
@@ -209,7 +215,7 @@ def _add_tile(
             peak = tl.maximum(tl.max(x, 0), EMPTY)
             mass = tl.sum(exponential(x - peak[None, :]), 0)
     else:
-        summand = value(x, margin, KIND)
+        summand = value(x, margin, KIND, POLYNOMIAL)
         total += summand
         if COLUMN_LOSSES:
             mass, peak = tl.sum(summand, 1), 0.0

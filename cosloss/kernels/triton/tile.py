@@ -149,10 +149,44 @@ def exponential(x):
 
 
 @triton.jit
-def value(x, margin, KIND: tl.constexpr):
-    """f of a logit; 0 at -inf."""
+def exponentials(x, POLYNOMIAL: tl.constexpr):
+    """exp of a tile, of one column in POLYNOMIAL by a polynomial, unless that is 0.
+
+    A GPU has four special units for every sixteen others, and where logits are products of few
+    numbers these bind. Columns go by eights, so that each of a thread's registers is of one kind.
+    """
+    result = exponential(x)
+    if POLYNOMIAL:
+        chosen = (tl.arange(0, x.shape[1]) // 8) % POLYNOMIAL == 0
+        result = tl.where(chosen[None, :], _exponential_by_polynomial(x), result)
+    return result
+
+
+@triton.jit
+def _exponential_by_polynomial(x):
+    """exp as exact as the special units'; a result below the normal ones is, and 0 from 2^-127 on.
+
+    2^(n + f) of an integer n, which the last bits of its sum with 1.5 x 2^23 have, and |f| <= 1/2,
+    of which 1 and the minimax polynomial of 2^f are within 1e-7.
+    """
+    x = tl.maximum(x * LOG2_E, -127.0, propagate_nan=tl.PropagateNan.ALL)
+    shifted = x + 12582912.0
+    f = x - (shifted - 12582912.0)
+    power = 0.001326472734
+    power = power * f + 0.009671512859
+    power = power * f + 0.05550733745
+    power = power * f + 0.2402224208
+    power = power * f + 0.6931469776
+    power = power * f + 1.0
+    bits = power.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def value(x, margin, KIND: tl.constexpr, POLYNOMIAL: tl.constexpr = 0):
+    """f of a logit; 0 at -inf. POLYNOMIAL: see `exponentials`."""
     if KIND == "exp":
-        result = exponential(x)
+        result = exponentials(x, POLYNOMIAL)
     elif KIND == "softplus":
         # log(1 + e) = 2 artanh(e / (2 + e)); a logarithm near 1 would lose small e
         e = exponential(-tl.abs(x))

@@ -4,8 +4,8 @@ One line per kernel and block shape: seconds of compilation, shared memory, regi
 memory that registers spill to, what multiplies, and the instructions of a thread for a tile of its
 main loop. The exit status is 1 where a kernel spills, takes more shared memory than its card has or
 `block_shapes` says, has Hopper's products wait for one another, masks tiles that have no mask,
-waits for sums that it adds to, or is in no configuration that fits. With `--quick`, a few dtypes
-and widths only.
+waits for sums that it adds to, has a polynomial in vain, or is in no configuration that fits. With
+`--quick`, a few dtypes and widths only.
 
     TRITON_INTERPRET=0 python -m tests.kernels.triton.compiled [--quick | --cards 80 90 ...]
 """
@@ -112,6 +112,7 @@ def quick_jobs() -> Iterator[Job]:
     yield 90, compile_rows, (torch.bfloat16, 128)
     yield 90, compile_unit_rows, (torch.bfloat16, 128)
     yield 90, compile_engine, (torch.bfloat16, 128, "exp")
+    yield 90, compile_engine, (torch.bfloat16, 64, "exp")
     yield 89, compile_engine, (torch.bfloat16, 512, "exp")
     yield 80, compile_engine, (torch.float32, 128, "exp")
 
@@ -147,6 +148,10 @@ def judged(launch: Launch, capability: int, dtype: torch.dtype, columns: int) ->
     faults = {
         "masks the tiles without a mask": bare and loop.selects > 2 * SPANS.value + logits / 2,
         "reads back what it adds to": bare and launch.name != BACKWARD and loop.loads > 0,
+        "leaves all exponentials to the special units": loop is not None
+        and launch.constants.get("POLYNOMIAL", 0) > 0
+        and launch.constants["KIND"] == "exp"
+        and loop.exponentials >= logits,
         f"spills more than {SPILL_LIMIT} B": spilled > SPILL_LIMIT,
         f"takes more than {limit / 1024:.0f} KiB": launch.shared > limit,
         "wgmmas wait for one another": launch.serialised(),

@@ -33,10 +33,11 @@ CARDS = {
     100: Card("sm_100", "tcgen05", 227 * 1024, 148),
     120: Card("sm_120", "mma", 99 * 1024, 170),
 }
-SHAPE = ("BLOCK", "BLOCK_M", "BLOCK_N", "BLOCK_D", "ROWS", "COLUMNS", "WHOLE")
+SHAPE = ("BLOCK", "BLOCK_M", "BLOCK_N", "BLOCK_D", "ROWS", "COLUMNS", "WHOLE", "POLYNOMIAL")
 PRODUCT = re.compile("HGMMA|HMMA|UTC.*MMA")
 SELECT = re.compile("FSEL|FSETP|SEL|ISETP")
 LOAD = re.compile(r"LDG\b")
+EXPONENTIAL = re.compile(r"MUFU\.EX2")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -44,11 +45,13 @@ class Loop(NamedTuple):
     """A loop in machine code: its instructions, and how many of them compare, or wait for memory.
 
     selects: that compare or select. loads: of global memory, other than what is copied ahead.
+    exponentials: of the special units.
     """
 
     instructions: int
     selects: int
     loads: int
+    exponentials: int
 
 
 class Launch(NamedTuple):
@@ -108,7 +111,9 @@ class Launch(NamedTuple):
         found = (code[begin:end] for begin, end in inner)
         return min(
             (
-                Loop(len(x), *(sum(map(bool, map(y.match, x))) for y in (SELECT, LOAD)))
+                Loop(
+                    len(x), *(sum(map(bool, map(y.match, x))) for y in (SELECT, LOAD, EXPONENTIAL))
+                )
                 for x in found
             ),
             default=None,

@@ -14,7 +14,7 @@ from tests.kernels.triton.compiling import Launch, Loop
 
 @pytest.mark.slow
 def test_kernels_compile_and_fit_where_memory_and_registers_are_short():
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "COSLOSS_ON_TRIAL": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.kernels.triton.compiled", "--quick"],
         capture_output=True,
@@ -34,25 +34,32 @@ def test_kernels_compile_and_fit_where_memory_and_registers_are_short():
             assert tensor_cores
             assert all(cores in line for line in tensor_cores)
             assert all("instructions for" in line for line in tensor_cores)
+    assert any("POLYNOMIAL=8" in line for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("capability", "spilled", "kib", "serialised", "selects", "loads", "said"),
+    ("capability", "spilled", "kib", "serialised", "loop", "said"),
     [
-        (80, 128, 163, False, 26, 0, ""),
-        (80, 129, 163, False, 0, 0, "SPILLS MORE THAN 128 B"),
-        (86, 0, 100, False, 0, 0, "TAKES MORE THAN 99 KIB"),
-        (90, 0, 227, True, 0, 0, "WGMMAS WAIT FOR ONE ANOTHER"),
-        (90, 0, 227, False, 27, 0, "MASKS THE TILES WITHOUT A MASK"),
-        (90, 0, 227, False, 0, 1, "READS BACK WHAT IT ADDS TO"),
+        (80, 128, 163, False, Loop(400, 26, 0, 31), ""),
+        (80, 129, 163, False, Loop(400, 0, 0, 31), "SPILLS MORE THAN 128 B"),
+        (86, 0, 100, False, Loop(400, 0, 0, 31), "TAKES MORE THAN 99 KIB"),
+        (90, 0, 227, True, Loop(400, 0, 0, 31), "WGMMAS WAIT FOR ONE ANOTHER"),
+        (90, 0, 227, False, Loop(400, 27, 0, 31), "MASKS THE TILES WITHOUT A MASK"),
+        (90, 0, 227, False, Loop(400, 0, 1, 31), "READS BACK WHAT IT ADDS TO"),
+        (90, 0, 227, False, Loop(400, 0, 0, 32), "LEAVES ALL EXPONENTIALS TO THE SPECIAL UNITS"),
     ],
 )
-def test_what_is_refused(capability, spilled, kib, serialised, selects, loads, said, monkeypatch):
+def test_what_is_refused(capability, spilled, kib, serialised, loop, said, monkeypatch):
     monkeypatch.setattr(Launch, "usage", lambda launch: (255, spilled))
     monkeypatch.setattr(Launch, "serialised", lambda launch: serialised)
-    monkeypatch.setattr(Launch, "main_loop", lambda launch: Loop(400, selects, loads))
+    monkeypatch.setattr(Launch, "main_loop", lambda launch: loop)
     metadata = SimpleNamespace(name="in_batch_kernel", shared=kib * 1024, num_warps=4, num_stages=2)
-    constants = {"KIND": "exp", "BLOCK": 64, "WHOLE": True}  # 32 logits of each thread
+    constants = {
+        "KIND": "exp",
+        "BLOCK": 64,
+        "WHOLE": True,
+        "POLYNOMIAL": 8,
+    }  # 32 logits of each thread
     launch = Launch(SimpleNamespace(metadata=metadata, asm={"ptx": "wgmma"}), constants, 1.0)
     line, allowed = judged(launch, capability, torch.bfloat16, 128)
     assert allowed == (not said)
