@@ -1,5 +1,6 @@
 """One training step that is checked: its state, its loss along lines, and the verdict."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -30,7 +31,7 @@ class Step:
         self.again = again
         self.problem = ""
         self.loss = float("nan")
-        self.with_grad = False
+        self.with_grad = self.began = False
         self.parameters = {
             n: p
             for n, p in module.named_parameters()
@@ -52,16 +53,30 @@ class Step:
     def computed(self, result: Any) -> None:
         """Note the loss that training computed."""
         try:
-            self.loss = _number(result)
+            loss = _loss(result)
+            self.loss = _number(loss)
         except Exception as error:
             self.problem = self.problem or str(error)
+            return
         self.note_gradients()
+        here = weakref.ref(self)  # a loss that is kept for a log keeps no state of the module
+
+        def begins(grad: Tensor) -> None:
+            step = here()
+            if step is not None and not step.began:
+                step.began = True
+                step.note_gradients()
+
+        if loss.requires_grad:
+            loss.register_hook(begins)
 
     def note_gradients(self) -> None:
-        """Keep the gradients of earlier batches."""
-        if not self.problem:
-            grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-            self.old = {n: g.detach().clone() for n, g in grads.items()}
+        """Keep the gradients of earlier batches, before the backward pass adds to them.
+
+        A loop may clear them before it computes the loss or after that, and go back from another.
+        """
+        grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        self.old = {n: g.detach().clone() for n, g in grads.items()}
 
     def judged(
         self,
@@ -319,8 +334,12 @@ def of_ranks(what: str, differ: dict[str, list[int]]) -> str:
     return f"the {what} differ between processes: {', '.join(parts)}"
 
 
-def _number(result: Any) -> float:
+def _loss(result: Any) -> Tensor:
     loss = result.get("loss") if isinstance(result, dict) else result
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise NotCheckedError("the step returns no loss")
-    return float(loss.detach().double())
+    return loss
+
+
+def _number(result: Any) -> float:
+    return float(_loss(result).detach().double())

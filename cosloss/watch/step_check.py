@@ -100,7 +100,7 @@ class StepCheck:
         """Call compute(), and remember how to call it again if this step is due.
 
         Args:
-            compute: returns the step's loss, or a dict with one; gradients are cleared before.
+            compute: returns the step's loss, or a dict with one.
             again: what is called in its place later, if not the same.
         """
         check_callable("compute", compute, "a function that returns the step's loss")
@@ -120,7 +120,7 @@ class StepCheck:
         return self.steps_seen % self.every == 0
 
     def before_backward(self) -> None:
-        """Note the gradients that are there, if any came or went since the loss was computed."""
+        """Note the gradients that are there, where the backward pass is not of the loss itself."""
         if self._step is not None:
             self._step.note_gradients()
 

@@ -502,3 +502,58 @@ def test_complex_parameters():
         with nullcontext() if right else pytest.warns(UserWarning, match="is wrong"):
             check.after_step()
         assert (check.checks_run, check.checks_failed) == (1, int(not right))
+
+
+def clear(optimizer):
+    optimizer.zero_grad()
+
+
+def clear_in_place(optimizer):
+    optimizer.zero_grad(set_to_none=False)
+
+
+def keep(optimizer):
+    """Accumulate over all steps."""
+
+
+@pytest.mark.parametrize("before", [clear, clear_in_place, keep])
+@pytest.mark.parametrize("after", [clear, clear_in_place, keep])
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_gradients_are_cleared_before_the_loss_or_after_it(before, after, factor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    check = StepCheck(model, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with nullcontext() if factor == 1 else pytest.warns(UserWarning, match="it is 1.5 times"):
+        for _ in range(3):
+            before(optimizer)
+            x = torch.randn(6, 4)
+            loss = check.observe(lambda x=x: model(x).square().mean())
+            after(optimizer)
+            (factor * loss).backward()
+            check.after_backward()
+            optimizer.step()
+            check.after_step()
+    assert check.checks_run == 3
+    assert check.checks_failed == (0 if factor == 1 else 3)
+
+
+def test_the_backward_pass_of_another_loss_is_wrong():
+    model = nn.Linear(4, 1)
+    check = StepCheck(model, 1, on_failure="raise")
+    check.observe(lambda: model(torch.ones(2, 4)).square().mean())
+    model(torch.ones(2, 4)).sum().backward()
+    check.after_backward()
+    with pytest.raises(GradientError):
+        check.after_step()
+
+
+def test_a_graph_that_is_gone_through_twice():
+    model = nn.Linear(4, 1)
+    check = StepCheck(model, 1)
+    loss = check.observe(lambda: model(torch.ones(2, 4)).square().mean())
+    (0.25 * loss).backward(retain_graph=True)
+    (0.75 * loss).backward()
+    check.after_backward()
+    check.after_step()
+    assert (check.checks_run, check.checks_failed) == (1, 0)
