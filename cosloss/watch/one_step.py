@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cosloss.gradient_check.generators import Generators
 from cosloss.gradient_check.slopes import Slope, confirmed, measure
@@ -37,14 +38,16 @@ class Step:
             for n, p in module.named_parameters()
             if p.requires_grad and (trained is None or id(p) in trained)
         }
-        # what 16 bits round shows along random directions, where the gradient's own share is small
-        kinds = {p.device.type for p in self.parameters.values()}
-        self.coarse = any(torch.is_autocast_enabled(kind) for kind in kinds) or any(
-            p.element_size() == 2 for p in self.parameters.values()
-        )
         self.old: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         try:
+            if any(map(is_lazy, module.parameters())):
+                raise NotCheckedError("its parameters have their shapes from this step on")
+            # what 16 bits round shows along random directions, where the gradient's share is small
+            kinds = {p.device.type for p in self.parameters.values()}
+            self.coarse = any(torch.is_autocast_enabled(kind) for kind in kinds) or any(
+                p.element_size() == 2 for p in self.parameters.values()
+            )
             self.before = Snapshot(module, again)
             self.generators = Generators()
         except Exception as error:  # a check never ends a run

@@ -557,3 +557,16 @@ def test_a_graph_that_is_gone_through_twice():
     check.after_backward()
     check.after_step()
     assert (check.checks_run, check.checks_failed) == (1, 0)
+
+
+def test_parameters_that_have_no_shape_yet():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(1))
+    check = StepCheck(model, 1)
+    for step in range(2):
+        loss = check.observe(lambda: model(torch.ones(2, 4)).square().mean())
+        model.zero_grad()
+        loss.backward()
+        check.after_backward()
+        with nullcontext() if step else pytest.warns(UserWarning, match="have their shapes from"):
+            check.after_step()
+    assert (check.checks_run, check.checks_failed, check.checks_skipped) == (1, 0, 1)
