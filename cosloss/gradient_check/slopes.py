@@ -65,6 +65,7 @@ def measure(
     scale: float,
     noise: float = 0.0,
     agrees: float = AGREES,
+    swallows: bool = False,
 ) -> Slope:
     """Measure a slope, in as few evaluations as it takes.
 
@@ -75,6 +76,7 @@ def measure(
         scale: what the slope is compared with, where it is itself smaller.
         noise: by how much two evaluations at one point may differ.
         agrees: the share of the scale within which the next step need not be tried.
+        swallows: whether a short step may leave the loss as it was, of a format with few bits.
 
     Example:
         >>> slope = measure(lambda t: (math.exp(t), 2 * t), 1.0, 1e-3, 1.0)
@@ -88,12 +90,14 @@ def measure(
         (above, up), (below, down) = line(h), line(-h)
         if not (math.isfinite(above) and math.isfinite(below)):
             break
+        if swallows and above == below == at_zero and level < LEVELS - 1:
+            continue
         slope, expected = (above - below) / (2 * h), (up - down) / (2 * h)
         found.append((slope, expected, above + below - 2 * at_zero, h))
         size = max(scale, abs(expected))
-        if abs(slope - expected) <= agrees * size:
+        if abs(slope - expected) <= agrees * size and noise / h <= agrees * size:
             return Slope(slope, expected, agrees * size / DOUBTS, size)
-        if level == 0:
+        if len(found) == 1:
             continue
         (near, wanted, bend, step), (far, _, wide_bend, _) = found[-2:]
         # second differences grow with h^2 too: what they do not is another sample of the noise
@@ -105,6 +109,8 @@ def measure(
             best = replace(best, kinked=best.wrong and _kinked(found[-2:], wanted, size))
         if doubt <= AGREES * size:
             break
+    if best is None and found and found[0][3] == first * GROWTH ** (LEVELS - 1):
+        return Slope(found[0][0], found[0][1], AGREES * scale, max(scale, abs(found[0][1])))
     return best or Slope(math.nan, found[0][1] if found else math.nan, math.inf, scale or 1.0)
 
 

@@ -1,7 +1,7 @@
 """One training step that is checked: its state, its loss along lines, and the verdict."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cosloss.gradient_check.generators import Generators
-from cosloss.gradient_check.slopes import Slope, confirmed, measure
+from cosloss.gradient_check.slopes import DOUBTS, Slope, confirmed, measure
 from cosloss.gradient_check.snapshots import Snapshot
 from cosloss.watch.directions import Direction, Directions, as_real, dot, top_level
 from cosloss.watch.finding import Finding, NotCheckedError
@@ -33,6 +33,7 @@ class Step:
         self.problem = ""
         self.loss = float("nan")
         self.with_grad = self.began = False
+        self.rounding = 0.0
         self.parameters = {
             n: p
             for n, p in module.named_parameters()
@@ -44,10 +45,7 @@ class Step:
             if any(map(is_lazy, module.parameters())):
                 raise NotCheckedError("its parameters have their shapes from this step on")
             # what 16 bits round shows along random directions, where the gradient's share is small
-            kinds = {p.device.type for p in self.parameters.values()}
-            self.coarse = any(torch.is_autocast_enabled(kind) for kind in kinds) or any(
-                p.element_size() == 2 for p in self.parameters.values()
-            )
+            self.coarse = _in_16_bits(self.parameters.values())
             self.before = Snapshot(module, again)
             self.generators = Generators()
         except Exception as error:  # a check never ends a run
@@ -58,6 +56,8 @@ class Step:
         try:
             loss = _loss(result)
             self.loss = _number(loss)
+            # of the loss itself, a half of the spacing of its dtype's numbers
+            self.rounding = torch.finfo(loss.dtype).eps / 2 if loss.element_size() == 2 else 0.0
         except Exception as error:
             self.problem = self.problem or str(error)
             return
@@ -189,8 +189,10 @@ class Step:
                 break
         if problem:
             raise NotCheckedError(problem)
-        self.noise = abs(self.zero - self.recorded)
-        if not self.noise <= REPEATS * max(abs(self.zero), abs(self.recorded)):
+        # a rounding is a bound, and a doubt is multiplied
+        rounding = self.rounding * abs(self.zero) / DOUBTS
+        self.noise = max(abs(self.zero - self.recorded), rounding)
+        if not abs(self.zero - self.recorded) <= REPEATS * max(abs(self.zero), abs(self.recorded)):
             raise NotCheckedError(
                 "the step is not the same a second time, with generators and state put back: its "
                 f"loss was {self.recorded:.6g} and is {self.zero:.6g}"
@@ -217,7 +219,8 @@ class Step:
             return self._at(direction, t, stops)
 
         first = steps * direction.first
-        return measure(line, self.zero, first, direction.scale, self.noise, direction.agrees)
+        scale, agrees = direction.scale, direction.agrees
+        return measure(line, self.zero, first, scale, self.noise, agrees, self.coarse)
 
     def _at(
         self, direction: Direction | None, t: float, held: Stops | None = None
@@ -335,6 +338,14 @@ def of_ranks(what: str, differ: dict[str, list[int]]) -> str:
         for name, others in differ.items()
     ]
     return f"the {what} differ between processes: {', '.join(parts)}"
+
+
+def _in_16_bits(parameters: Collection[Tensor]) -> bool:
+    """Whether the step computes in such a dtype."""
+    kinds = {p.device.type for p in parameters}
+    return any(map(torch.is_autocast_enabled, kinds)) or any(
+        p.element_size() == 2 for p in parameters
+    )
 
 
 def _loss(result: Any) -> Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cosloss.callbacks import GradientError, StepCheckCallback
+from cosloss.gradient_check.slopes import measure
 from cosloss.watch import StepCheck
 from tests.callbacks.runs import data, trainer_for
 
@@ -197,6 +198,23 @@ def drawn():
     return random.random(), np.random.rand(), torch.rand(3).tolist()
 
 
+class Classified(Model):
+    """Its parameters, logits and loss move by few steps of 16 bits each."""
+
+    factor = 1.0
+
+    def loss_of(self, x):
+        z = self.head(self.encoder(x))
+        return F.cross_entropy(z, torch.arange(len(z)) % z.shape[1])
+
+    def backward(self, loss):
+        (self.factor * loss).backward()
+
+
+class HalfClassified(Classified):
+    factor = 0.5
+
+
 RIGHT = {
     "plain": (Model, {}),
     "batch alone": (BatchAlone, {}),
@@ -205,6 +223,7 @@ RIGHT = {
     "frozen teacher": (FrozenTeacher, {}),
     "hinge": (Hinge, {}),
     "bf16": (Model, {"precision": "bf16-mixed"}),
+    "bf16 throughout": (Classified, {"precision": "bf16-true"}),
     "accumulation": (Model, {"accumulate_grad_batches": 2}),
     "clipping": (Model, {"gradient_clip_val": 1e-3}),
     "float64": (Model, {"precision": "64-true"}),
@@ -239,7 +258,7 @@ def test_right_steps_are_silent(name, tmp_path):
     fit(kind, [check], tmp_path, batches=8, **options)
     assert check.checks_failed == 0
     # a step beside a kink has no slope, and one in bfloat16 not always a known one
-    loose = name in ("hinge", "bf16")
+    loose = name in ("hinge", "bf16", "bf16 throughout")
     assert check.checks_run >= (4 if loose else 8)
 
 
@@ -249,6 +268,7 @@ WRONG = {
     "divided twice": (DividedTwice, {"accumulate_grad_batches": 2}, "it is 0.5 times"),
     "hook": (Hooked, {}, "`head`: 1.03 times"),
     "one module": (OneWrong, {}, "`encoder`: 0.7 times"),
+    "bf16 throughout": (HalfClassified, {"precision": "bf16-true"}, " times the right one"),
     "one module in bf16": (OneWrong, {"precision": "bf16-mixed"}, "`encoder`: 0."),
 }
 
@@ -570,3 +590,19 @@ def test_parameters_that_have_no_shape_yet():
         with nullcontext() if step else pytest.warns(UserWarning, match="have their shapes from"):
             check.after_step()
     assert (check.checks_run, check.checks_failed, check.checks_skipped) == (1, 0, 1)
+
+
+def test_a_step_that_a_format_swallows_is_no_slope():
+    def in_steps(t):
+        """Slope 1, seen in steps of 0.01 alone; a gradient that says so, or says twice that."""
+        return round(100 * t) / 100
+
+    for factor, wrong in ((1.0, False), (2.0, True)):
+        slope = measure(
+            lambda t, factor=factor: (in_steps(t), factor * t), 0.0, 1e-3, 1.0, swallows=True
+        )
+        assert slope.wrong == wrong, slope
+    # one that stays is the function's own
+    constant = measure(lambda t: (0.0, t), 0.0, 1e-3, 1.0, swallows=True)
+    assert constant.wrong
+    assert constant.measured == 0
