@@ -225,8 +225,8 @@ def test_the_first_screen_s_wrong_gradient(train, in_process, tmp_path):
     shown = FENCE.findall(README.read_text())[1]
     assert shown[0] == "text"
 
-    def pattern(text):
-        return re.sub(r"\d\.\de-\d+|/\S*/|logs/…/", "*", text)
+    def pattern(text):  # which view is further off depends on the machine's roundings
+        return re.sub(r"\d\.\de-\d+|/\S*/|logs/…/|z[12]:", "*", text)
 
     assert pattern(shown[1]) in pattern(run.err)
     assert "--replay FILE" in VERIFY

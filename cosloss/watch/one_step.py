@@ -78,8 +78,9 @@ class Step:
 
         A loop may clear them before it computes the loss or after that, and go back from another.
         """
-        grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-        self.old = {n: g.detach().clone() for n, g in grads.items()}
+        if not self.problem:
+            grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+            self.old = {n: g.detach().clone() for n, g in grads.items()}
 
     def judged(
         self,

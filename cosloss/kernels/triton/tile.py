@@ -152,8 +152,9 @@ def exponential(x):
 def exponentials(x, POLYNOMIAL: tl.constexpr):
     """exp of a tile, of one column in POLYNOMIAL by a polynomial, unless that is 0.
 
-    A GPU has four special units for every sixteen others, and where logits are products of few
-    numbers these bind. Columns go by eights, so that each of a thread's registers is of one kind.
+    A multiprocessor has few special units beside its others, 16 and 128 on an H100, and they bind
+    where logits are products of few numbers. Columns go by eights, so that each register of a
+    thread is of one kind.
     """
     result = exponential(x)
     if POLYNOMIAL:
