@@ -8,12 +8,14 @@ import torch
 
 from cosloss.gradient_check import FiniteDifferences
 from cosloss.watch import Differences, Discrepancy, GradientWatch
+from cosloss.watch.overwriting import holders
 from tests.watch.strangers import CASES, Model
 
 
 def trained(case, checks=(), steps=2, scaler=False, autocast=None, accumulate=1):
     """The weights after a few steps, the random state, and the watches."""
     make, call = CASES[case]
+    holders.cache_clear()  # as in a process whose first call this is
     torch.manual_seed(0)
     model = Model(make(), call)
     watches = [GradientWatch(model, "layer", 1, "raise", check=check) for check in checks]
