@@ -109,8 +109,9 @@ def measure(
             best = replace(best, kinked=best.wrong and _kinked(found[-2:], wanted, size))
         if doubt <= AGREES * size:
             break
-    if best is None and found and found[0][3] == first * GROWTH ** (LEVELS - 1):
-        return Slope(found[0][0], found[0][1], AGREES * scale, max(scale, abs(found[0][1])))
+    if swallows and best is None and found and found[0][0] == found[0][2] == 0:
+        expected = found[0][1]  # the longest step leaves the loss as it was, as all others did
+        return Slope(0.0, expected, AGREES * scale, max(scale, abs(expected)))
     return best or Slope(math.nan, found[0][1] if found else math.nan, math.inf, scale or 1.0)
 
 

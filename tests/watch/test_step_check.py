@@ -602,6 +602,10 @@ def test_a_step_that_a_format_swallows_is_no_slope():
             lambda t, factor=factor: (in_steps(t), factor * t), 0.0, 1e-3, 1.0, swallows=True
         )
         assert slope.wrong == wrong, slope
+    # the longest step alone, where it is a coarse one, says little
+    slope = measure(lambda t: (float(round(2.2 * t)), 3 * t), 0.0, 1e-3, 1.0, swallows=True)
+    assert not slope.wrong
+    assert not slope.right
     # one that stays is the function's own
     constant = measure(lambda t: (0.0, t), 0.0, 1e-3, 1.0, swallows=True)
     assert constant.wrong
